@@ -1,0 +1,41 @@
+# Every target makes the virtual environment first, if it is not there or if settings.ini has changed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/finetune_nb.installed
+NOTEBOOKS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lab lessons export clean
+
+help:     ## list what `make` can do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo "  with PYTHON=python3.12 for another Python, VENV=path for an environment that you have already"
+
+install: $(STAMP) ## make .venv and install everything in it
+
+run: $(STAMP) ## fine-tune a real BERT on real text, and say how well it does
+	@$(BIN)/finetune-nb run
+
+test: $(STAMP) ## test the notebooks, the package and the tree
+	@$(BIN)/python -m pytest
+
+lab: $(STAMP) ## open the book in JupyterLab
+	@$(BIN)/python -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+lessons: $(STAMP) ## run the lessons and store their outputs; NOTEBOOKS="nbs/04_frozen_layers.ipynb" for some
+	@$(BIN)/python nbs/lessons.py $(NOTEBOOKS)
+
+export: $(STAMP) ## write the module and README.md from the notebooks, and clean these
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python nbs/readme.py
+
+clean:    ## remove what was built; .venv stays
+	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log
+	@find finetune_nb nbs tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+# A change in one of these installs again; an environment that fits already is reused.
+$(STAMP): settings.ini setup.py pyproject.toml install.py
+	@command -v $(PYTHON) >/dev/null || { echo "finetune_nb: no Python is called '$(PYTHON)' here: install Python 3.10 or newer, or name yours, as in \`make PYTHON=python3.12 run\`."; exit 1; }
+	@$(PYTHON) install.py $(VENV)

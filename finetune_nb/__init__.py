@@ -1,0 +1,27 @@
+__version__ = "0.1.0"
+
+# `import finetune_nb` is instant: a name below is imported when it is first used (PEP 562), and torch with it.
+# To offer a name at the top level, add it to its module's line.
+_names = {
+    "data": ["baseline", "Task"],
+    "text": [],
+    "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
+    "training": ["fit", "evaluate", "History", "Evaluation"],
+    "gradient": [],
+    "cli": [],
+}
+_module_of = {name: module for module, names in _names.items() for name in names}
+__all__ = [*_names, *_module_of]
+
+
+def __getattr__(name):
+    from importlib import import_module
+    if name in _names: return import_module(f"{__name__}.{name}")
+    if name in _module_of:
+        value = getattr(import_module(f"{__name__}.{_module_of[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__(): return sorted({*globals(), *__all__})

@@ -1,0 +1,94 @@
+"""Make a virtual environment and install this tree in it; `make` runs it. usage: install.py [VENV]
+
+Needs only the standard library, and the syntax that every Python reads, so that even an old one can say what is wrong.
+"""
+from __future__ import print_function
+import glob, hashlib, os, re, subprocess, sys
+
+root = os.path.dirname(os.path.abspath(__file__))
+venv = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(root, ".venv"))
+stamp = os.path.join(venv, "finetune_nb.installed")
+log = os.path.join(root, "install.log")
+needed_gb = 9  # the environment takes 6; pip unpacks beside it
+offline_signs = "NewConnectionError|NameResolutionError|Temporary failure in name resolution|Network is unreachable|ConnectTimeout|ProxyError"
+
+
+def stop(sentence): sys.exit("finetune_nb: " + sentence)
+
+
+def read(name):
+    with open(os.path.join(root, name)) as f: return f.read()
+
+
+def check_python():
+    least = re.search(r"^min_python *= *(\d+)\.(\d+)", read("settings.ini"), re.M).groups()
+    if sys.version_info[:2] < tuple(map(int, least)):
+        stop("Python %s or newer is needed and this is %d.%d: name another, as in `make PYTHON=python3.11 run`."
+             % ((".".join(least),) + sys.version_info[:2]))
+
+
+def free_gb(path):
+    "Gigabytes free on the disk of `path`, which need not exist yet"
+    import shutil
+    while not os.path.exists(path): path = os.path.dirname(path)
+    return shutil.disk_usage(path).free / 1e9
+
+
+def check_disk():
+    if glob.glob(os.path.join(venv, "[Ll]ib", "**", "site-packages", "torch"), recursive=True): return
+    free = free_gb(venv)
+    if free < needed_gb:
+        stop("about %d GB of free disk are needed for PyTorch and its friends and %.1f are there: free some, or name a folder on "
+             "another disk, as in `make VENV=/other/disk/venv run`." % (needed_gb, free))
+
+
+def python_of(venv):
+    return os.path.join(venv, "Scripts", "python.exe") if os.name == "nt" else os.path.join(venv, "bin", "python")
+
+
+def make_venv():
+    "A virtual environment at `venv`; one that works already is kept, whatever it holds, and no other folder is overwritten"
+    python = python_of(venv)
+    if os.path.exists(python) and subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL) == 0: return
+    if os.path.isdir(venv) and os.listdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
+        stop("%s is a folder with other things in it: name a virtual environment, or a folder to make one in." % venv)
+    import venv as builder
+    try: builder.create(venv, with_pip=True, clear=os.path.exists(venv))
+    except OSError as e: stop("the environment %s cannot be made: %s." % (venv, e.strerror or e))
+    except subprocess.CalledProcessError:
+        if free_gb(venv) < .1: stop("the disk of %s is full: free about %d GB and type the same again." % (venv, needed_gb))
+        stop("this Python cannot make a virtual environment with pip in it: install its venv package (on Debian and Ubuntu: "
+             "`apt install python3-venv`) or name another, as in `make PYTHON=python3.11 run`.")
+
+
+def pip_install():
+    command = [python_of(venv), "-m", "pip", "install", "--progress-bar", "off", "--retries", "2", "-e", ".[offline,dev]"]
+    print("Installing into %s: up to 5 GB, a few minutes. All that pip says is in %s." % (venv, log), flush=True)
+    with open(log, "w") as out:
+        pip = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+        for line in pip.stdout:
+            out.write(line); out.flush()
+            if sys.stdout.isatty() and line.startswith(("Collecting", "Installing")): print("\r\033[K" + line.strip()[:79], end="", flush=True)
+    if sys.stdout.isatty(): print("\r\033[K", end="", flush=True)
+    if pip.wait() == 0: return
+    said = open(log).read()
+    if "No space left on device" in said: stop("the disk filled up: free about %d GB and type the same again (pip's log: %s)." % (needed_gb, log))
+    if re.search(offline_signs, said):
+        stop("the packages cannot be fetched, because the network cannot be reached: connect it and type the same again (pip's log: %s)." % log)
+    stop("pip could not install the packages; the reason is in the last lines of %s." % log)
+
+
+def main():
+    check_python()
+    wanted = hashlib.sha256("".join(map(read, ("settings.ini", "setup.py", "pyproject.toml"))).encode() + root.encode()).hexdigest()
+    if not os.path.exists(stamp) or open(stamp).read() != wanted:
+        check_disk()
+        make_venv()
+        pip_install()
+    with open(stamp, "w") as f: f.write(wanted)
+
+
+if __name__ == "__main__":
+    try: main()
+    except KeyboardInterrupt: stop("interrupted; type the same again to go on.")
+    except (IOError, OSError) as e: stop("%s." % e)

@@ -1,0 +1,186 @@
+"""Run the lessons from top to bottom and store what they print; `make lessons` does it.
+
+usage: lessons.py [NOTEBOOK ...]     run these notebooks, or all, one at a time, each in a fresh kernel
+       lessons.py --slow NOTEBOOK    run its `#| slow` cells too
+       lessons.py --check            say which notebooks no longer show what their cells would print
+
+A notebook that ran gets a stamp in its metadata, under `run`: a hash of its code, the date, the seconds, and the versions. The
+hash says whether the outputs on the page come from the code on the page, which cleaned notebooks no longer show otherwise.
+"""
+import argparse, datetime, hashlib, json, os, platform, re, subprocess, sys, time
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from tqdm import tqdm
+
+nbs = Path(__file__).resolve().parent
+root = nbs.parent
+most_seconds = 60
+widget_view = "application/vnd.jupyter.widget-view+json"
+somebody_s_folder = r"(?:/home|/Users|[A-Z]:\\Users)[/\\]\w+|/root/"
+
+
+def notebooks():
+    "Every notebook of the book, in reading order"
+    return sorted(p for p in nbs.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(nbs).parts))
+
+
+def skip_flags():
+    "The flags of cells that neither tests nor `make lessons` run"
+    settings = ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini", encoding="utf-8")
+    return settings["DEFAULT"]["tst_flags"].split()
+
+
+def directives(source):
+    "The `#| name value` lines that a cell begins with: `{name: value}`"
+    found = {}
+    for line in source.lstrip().splitlines():
+        if not (line := line.strip()).startswith("#"): break
+        if match := re.match(r"#\s*\|\s*([\w-]+):?\s*(.*)", line): found[match[1]] = match[2].strip()
+    return found
+
+
+def runs(cell, flags=()):
+    "Is `cell` code that runs, with none of the `flags` that keep it from running?"
+    if cell.cell_type != "code" or not cell.source.strip() or "nbdev_export(" in cell.source: return False
+    given = directives(cell.source)
+    return given.get("eval", "").lower() != "false" and not any(flag in given for flag in flags)
+
+
+def cells_hash(notebook):
+    "SHA-256 over the sources of the code cells, in order: prose may be mended without running the lesson again"
+    sources = [cell.source.rstrip() for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def processor():
+    "This machine's processor, as a person would name it"
+    try: model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError): model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def stamp(notebook, seconds):
+    "What `notebook.metadata['run']` says about a run that took `seconds`"
+    return dict(cells=cells_hash(notebook), date=datetime.date.today().isoformat(), seconds=round(seconds, 1),
+                python=platform.python_version(), torch=version("torch"), transformers=version("transformers"), cpu=processor())
+
+
+def is_noise(output):
+    "Progress bars, warnings and widgets without their kernel: nothing that a reader of the page can use"
+    if output.output_type == "stream": return output.name == "stderr"
+    return widget_view in output.get("data", {}) and "text/html" not in output.data
+
+
+def quieten(notebook):
+    "Keep of every output only what a page can show"
+    for cell in notebook.cells:
+        if cell.cell_type != "code": continue
+        cell.outputs = [output for output in cell.outputs if not is_noise(output)]
+        for output in cell.outputs: output.get("data", {}).pop(widget_view, None)
+
+
+def output_text(output):
+    "All that `output` says in words"
+    texts = {kind: text for kind, text in output.get("data", {}).items() if not kind.startswith("image/")}
+    return "\n".join(map(str, [output.get("text", ""), *output.get("traceback", []), *texts.values()]))
+
+
+def output_problems(notebook):
+    "What is wrong with the outputs of `notebook`, one sentence each"
+    found, flags = [], skip_flags()
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error": found.append(f"cell {number} ends in {output.ename}: {output.evalue}")
+            elif is_noise(output): found.append(f"cell {number} stores a widget or standard error")
+            here = "|".join([re.escape(str(root)), re.escape(str(Path.home())) + r"[/\\]", somebody_s_folder])
+            if match := re.search(here, output_text(output)): found.append(f"cell {number} prints a path of one machine: {match[0]}")
+    code = [cell for cell in notebook.cells if runs(cell, flags)]
+    if code and not any(cell.outputs for cell in code): found.append("no cell has an output")
+    return found
+
+
+def problems(path):
+    "Why the notebook at `path` should run again: a list of sentences, empty if all is well"
+    notebook = nbformat.read(path, 4)
+    found = output_problems(notebook)
+    run = notebook.metadata.get("run")
+    if run is None: return found + ["it has no run stamp"]
+    if run["cells"] != cells_hash(notebook): found.append(f"its code has changed since it ran, on {run['date']}")
+    if run["seconds"] >= most_seconds: found.append(f"it took {run['seconds']} s, and a lesson takes less than {most_seconds}")
+    return found
+
+
+class Lesson(NotebookClient):
+    "Runs a notebook's cells, passes over those with `flags` and keeps their outputs"
+    def __init__(self, notebook, flags, progress, **kwargs):
+        super().__init__(notebook, timeout=None, record_timing=False, coalesce_streams=True, store_widget_state=False,
+                         kernel_name="python3", extra_arguments=["--log-level=ERROR"], **kwargs)
+        self.flags, self.progress, self.slow_seconds = flags, progress, 0.
+
+    async def async_execute_cell(self, cell, cell_index, **kwargs):
+        if not runs(cell, self.flags): return cell
+        start = time.perf_counter()
+        await super().async_execute_cell(cell, cell_index, **kwargs)
+        if not runs(cell, skip_flags()): self.slow_seconds += time.perf_counter() - start
+        self.progress.update()
+        return cell
+
+
+def kernel_environment():
+    "Two threads, this tree's module, no network"
+    search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": search}
+
+
+def run(path, slow=False):
+    "Run the notebook at `path` and store it with its outputs and its stamp; return what went wrong, and then it is as it was"
+    notebook = nbformat.read(path, 4)
+    flags = [flag for flag in skip_flags() if not (slow and flag == "slow")]
+    total = sum(runs(cell, flags) for cell in notebook.cells)
+    with tqdm(total=total, desc=str(path.relative_to(nbs)), unit="cell", dynamic_ncols=True) as progress:
+        lesson, start = Lesson(notebook, flags, progress, resources={"metadata": {"path": str(path.parent)}}), time.perf_counter()
+        try: lesson.execute(env=kernel_environment())
+        except (CellExecutionError, DeadKernelError) as error: return [str(error)]
+        seconds = time.perf_counter() - start - lesson.slow_seconds
+    quieten(notebook)
+    if found := output_problems(notebook): return found
+    notebook.metadata["run"] = stamp(notebook, seconds)
+    nbformat.write(notebook, path)
+    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(__import__('sys').argv[1])", str(path)],
+                   cwd=root, check=True)
+    return [] if seconds < most_seconds else [f"it is stored, but it took {seconds:.0f} s, and a lesson takes less than {most_seconds}"]
+
+
+def chosen(names):
+    "The notebooks called `names`, or all: a path, a file name, or the start of one"
+    if not names: return notebooks()
+    paths = []
+    for name in names:
+        found = [p for p in notebooks() if p == Path(name).resolve() or p.name == name] or [p for p in notebooks() if p.name.startswith(name)]
+        if not found: sys.exit(f"no notebook is called {name!r}; there are: " + ", ".join(str(p.relative_to(nbs)) for p in notebooks()))
+        paths += found
+    return paths
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    options.add_argument("notebooks", nargs="*", help=argparse.SUPPRESS)
+    options.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    asked = options.parse_args()
+    failed = 0
+    for path in chosen(asked.notebooks):
+        found = problems(path) if asked.check else run(path, asked.slow)
+        failed += bool(found)
+        for sentence in found: print(f"{path.relative_to(root)}: {sentence}", file=sys.stderr)
+    if failed: sys.exit(f"{failed} of {len(chosen(asked.notebooks))} notebooks need attention")
+
+
+if __name__ == "__main__": main()

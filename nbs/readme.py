@@ -1,0 +1,46 @@
+"""Write README.md from index.ipynb, with nbdev's own processing of the notebook and no other program; `make export` does it."""
+import posixpath, re
+from pathlib import Path
+
+import nbformat
+from execnb.nbio import nb2str, read_nb
+from nbconvert import MarkdownExporter
+from nbdev.processors import FilterDefaults, add_links, exec_show_docs, insert_warning
+
+nbs = Path(__file__).resolve().parent
+
+
+class ReadmeFilter(FilterDefaults):
+    "nbdev's processing, less what needs a kernel or another library's documentation"
+    def base_procs(self): return [p for p in super().base_procs() if p not in (exec_show_docs, add_links, insert_warning)]
+
+
+def title(notebook):
+    "`# title`, `> description`: nbdev makes front matter of them, which a README cannot show"
+    front = notebook.frontmatter_
+    return f"# {front['title']}\n\n> {front['description']}\n"
+
+
+def from_root(text):
+    "Links that are relative to nbs/, written relative to the root"
+    def moved(match): return f"]({posixpath.normpath('nbs/' + match[1])})"
+    return re.sub(r"\]\((?![a-z]+:|[#/])([^)\s]+)\)", moved, text)
+
+
+def readme(path=nbs/"index.ipynb"):
+    "The text of README.md"
+    notebook = read_nb(path)
+    ReadmeFilter()(notebook)
+    heading = title(notebook)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw" and cell.get("source")]
+    for cell in notebook.cells:
+        cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+    notebook.metadata["language_info"] = {"name": "python"}
+    body, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), 4))
+    if resources["outputs"]: raise ValueError("index.ipynb draws a picture that README.md has no file for: save it in nbs/images/ and show that")
+    lines = [line.rstrip() for line in from_root(heading + "\n" + body).splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+if __name__ == "__main__":
+    (nbs.parent/"README.md").write_text(readme(), encoding="utf-8", newline="\n")

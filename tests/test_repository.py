@@ -1,0 +1,137 @@
+"""The tree says the same thing everywhere: notebooks, module, README and site."""
+import json, re, subprocess, sys
+from configparser import ConfigParser
+import nbformat, pytest, yaml
+from conftest import lessons, load, root, tree_files
+
+notebooks = [p.relative_to(root).as_posix() for p in lessons.notebooks()]
+text_files = [p for p in tree_files() if p.suffix not in (".safetensors", ".png", ".jpg", ".svg", ".woff2", ".npz")]
+
+
+def nbdev(call, tree, env):
+    module, name = call.split(":")
+    subprocess.run([sys.executable, "-c", f"from {module} import {name}; getattr({name}, '__wrapped__', {name})()"], cwd=tree, env={**env, "PYTHONPATH": str(tree)},
+                   check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("call", ["nbdev.doclinks:nbdev_export", "nbdev.clean:nbdev_clean", "nbdev.quarto:refresh_quarto_yml"])
+def test_nbdev_would_change_nothing(call, tree, quiet):
+    before = {path: (tree/path).read_bytes() for path in tree_files(tree)}
+    nbdev(call, tree, quiet)
+    after = {path: (tree/path).read_bytes() for path in tree_files(tree)}
+    changed = sorted(str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    assert not changed, f"{call.split(':')[1]} changes {', '.join(changed)}: type `make export`"
+
+
+@pytest.mark.parametrize("notebook", notebooks)
+def test_notebook_shows_what_its_cells_print(notebook):
+    found = lessons.problems(root/notebook)
+    assert not found, f"{notebook}: {'; '.join(found)}: type `make lessons NOTEBOOKS={notebook}`"
+
+
+def test_readme_is_the_index():
+    assert (root/"README.md").read_text(encoding="utf-8") == load(root/"nbs"/"readme.py").readme(), "type `make export`"
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)\s#]+)", (root/"README.md").read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (root/link).exists()]
+    assert links and not missing, missing
+
+
+def test_sidebar_lists_every_notebook():
+    listed = re.findall(r"[\w/]+\.ipynb", (root/"nbs"/"sidebar.yml").read_text())
+    expected = [n.removeprefix("nbs/") for n in notebooks]
+    assert sorted(listed) == sorted(expected)
+
+
+def test_site_has_one_configuration():
+    pointer = yaml.safe_load((root/"nbs"/"_quarto.yml").read_text())
+    assert pointer == {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}
+
+
+def test_no_page_needs_the_network():
+    hosts = ["cdn" + ".jsdelivr.net", "unpkg" + ".com", "cdn" + "js.cloudflare.com", "ajax" + ".googleapis.com", "fonts" + ".googleapis.com"]
+    found = [f"{path}: {host}" for path in text_files for host in hosts if host in (root/path).read_text(encoding="utf-8", errors="ignore")]
+    assert not found, found
+
+
+def test_no_path_of_one_machine():
+    here = re.compile("|".join([re.escape(str(root)) + r"\b", "/" + r"root/\w", "/" + r"home/\w+/", "/" + r"Users/\w+/"]))
+    found = [f"{path}: {match[0]}" for path in text_files if (match := here.search((root/path).read_text(encoding="utf-8", errors="ignore")))]
+    assert not found, found
+
+
+# The checks above must be able to fail.
+
+@pytest.fixture
+def page(tmp_path):
+    "A lesson that is in order"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A lesson"), nbformat.v4.new_code_cell("1 + 1")])
+    book.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"})]
+    book.metadata["run"] = lessons.stamp(book, 1.0)
+    return book
+
+
+def problems(page, tmp_path):
+    nbformat.write(page, tmp_path/"lesson.ipynb")
+    return " ".join(lessons.problems(tmp_path/"lesson.ipynb"))
+
+
+def test_a_page_in_order_passes(page, tmp_path): assert problems(page, tmp_path) == ""
+
+
+def test_mended_prose_passes(page, tmp_path):
+    page.cells[0].source += ", mended"
+    assert problems(page, tmp_path) == ""
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda page: page.cells[1].update(source="1 + 2"), "changed since"),
+    (lambda page: page.metadata.pop("run"), "no run stamp"),
+    (lambda page: page.metadata.run.update(seconds=61), "less than 60"),
+    (lambda page: page.cells[1].update(outputs=[]), "no cell has an output"),
+    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])), "ValueError"),
+    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="50%|")), "standard error"),
+    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stdout", text=f"{root}/nbs")), "path of one machine"),
+], ids=["changed code", "no stamp", "too slow", "no output", "error", "standard error", "path"])
+def test_a_spoilt_page_fails(page, tmp_path, spoil, reason):
+    spoil(page)
+    assert reason in problems(page, tmp_path)
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("1", True), ("#| slow\n1", False), ("# | slow\n1", False), ("#| eval: false\n1", False), ("#| export\n#| slow\n1", False),
+    ("#| export\n1", True), ("# slow\n1", True), ("x = 1\n#| slow", True), ("  ", False)])
+def test_which_cells_run(source, expected):
+    assert lessons.runs(nbformat.v4.new_code_cell(source), lessons.skip_flags()) is expected
+
+
+def test_a_failing_lesson_is_left_as_it_was(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "nbs", tmp_path)
+    page.cells.append(nbformat.v4.new_code_cell("1 / 0"))
+    path = tmp_path/"lesson.ipynb"
+    nbformat.write(page, path)
+    before = path.read_bytes()
+    assert "ZeroDivisionError" in " ".join(lessons.run(path))
+    assert path.read_bytes() == before
+
+
+def test_a_lesson_is_run_stored_and_stamped(page, tree):
+    for old in (tree/"nbs").rglob("*.ipynb"): old.unlink()
+    path = tree/"nbs"/"lesson.ipynb"
+    slow = nbformat.v4.new_code_cell("#| slow\nraise Exception")
+    slow.outputs = [nbformat.v4.new_output("stream", name="stdout", text="an old run")]
+    noisy = nbformat.v4.new_code_cell("import os, sys\nprint('tired', file=sys.stderr); print(os.environ['OMP_NUM_THREADS'], 'threads')")
+    page.cells += [slow, noisy]
+    page.metadata.pop("run")
+    nbformat.write(page, path)
+    command = [sys.executable, str(tree/"nbs"/"lessons.py")]
+    subprocess.run([*command, "lesson"], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run([*command, "--check"], check=True)
+    ran = nbformat.read(path, 4)
+    assert [cell.get("outputs", [{}])[0].get("text") for cell in ran.cells[2:]] == ["an old run", "2 threads\n"]
+    assert ran.metadata.run.cells == lessons.cells_hash(page) and ran.cells[1].execution_count is None
+    before = path.read_bytes()
+    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()"], cwd=tree, check=True)
+    assert path.read_bytes() == before
