@@ -1,0 +1,108 @@
+"""Text backbones of every family, from a folder, from the Hub's cache, and damaged."""
+import importlib.metadata, subprocess, sys
+from pathlib import Path
+import pytest, torch, transformers
+from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig,
+                          RobertaModel)
+from finetune_nb import blocks, data, evaluate, fit, freeze, text
+from finetune_nb.data import Examples, Task
+from finetune_nb.freezing import fingerprint
+
+small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+families = {
+    "bert": lambda: BertModel(BertConfig(**small)),
+    "roberta": lambda: RobertaModel(RobertaConfig(**small, pad_token_id=0)),
+    "electra": lambda: ElectraModel(ElectraConfig(**small, embedding_size=8)),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=30522, dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
+    "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=30522, n_embd=16, n_layer=2, n_head=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return text.classifier("minilm", 2).tokenizer
+
+
+def save(name, folder, tokenizer):
+    torch.manual_seed(0)
+    families[name]().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def mood():
+    good, bad = [f"a {word} day" for word in ("good", "fine", "happy", "sunny")], [f"the {word} night of it" for word in ("bad", "sad", "grim", "dark")]
+    examples = Examples(good + bad, [0] * 4 + [1] * 4)
+    return Task("mood", "text", ["good", "bad"], examples, examples, examples)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+@pytest.mark.parametrize("name", families)
+def test_every_family_fine_tunes_from_a_folder(name, pooling, tmp_path, tokenizer, mood):
+    save(name, tmp_path, tokenizer)
+    if pooling == "pooler" and name not in ("bert", "roberta"):
+        with pytest.raises(ValueError, match='use pooling="mean"'): text.classifier(str(tmp_path), 2, pooling=pooling)
+        return
+    for depth in range(4):
+        model = text.classifier(str(tmp_path), 2, pooling=pooling)
+        freeze(model, depth)
+        before = [fingerprint(block) for block in blocks(model)]
+        history = fit(model, mood, epochs=8, learning_rate=1e-2, head_learning_rate=1e-1, progress=False)
+        moved = [a != b for a, b in zip(before, map(fingerprint, blocks(model)))]
+        assert moved == [i >= depth for i in range(4)], "exactly the blocks that learn have changed"
+        assert min(history.train_loss) < history.train_loss[0]
+
+
+def test_padding_changes_no_score(tmp_path, tokenizer):
+    for name in families:
+        save(name, tmp_path/name, tokenizer)
+        model = text.classifier(str(tmp_path/name), 2).eval()
+        short, long = model.encode(["a day", "a much longer day than the one before it"])
+        with torch.no_grad():
+            alone, beside = model(**model.collate([short])), model(**model.collate([short, long]))[:1]
+        assert torch.allclose(alone, beside, atol=1e-5), name
+
+
+def test_a_name_is_found_where_the_hub_keeps_its_files(tmp_path, tokenizer, quiet):
+    "`bert-base-uncased`, with files laid where huggingface_hub looks for downloaded ones"
+    revision = "0" * 40
+    repository = tmp_path/"models--bert-base-uncased"
+    save("bert", repository/"snapshots"/revision, tokenizer)
+    (repository/"refs").mkdir()
+    (repository/"refs"/"main").write_text(revision)
+    code = "from finetune_nb import blocks, text; m = text.classifier('bert-base-uncased', 3); print([b.name for b in blocks(m)], m.backbone.config.hidden_size)"
+    ran = subprocess.run([sys.executable, "-c", code], env={**quiet, "HF_HUB_CACHE": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.stdout.strip() == "['embeddings', 'layer.0', 'layer.1', 'head'] 16", ran.stderr
+
+
+def test_random_weights_are_reproducible():
+    one, same, other = (text.classifier("minilm", 2, pretrained=False, seed=seed) for seed in (0, 0, 1))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    pretrained = text.classifier("minilm", 2), text.classifier("minilm", 2, seed=1)
+    assert fingerprint(pretrained[0].backbone) == fingerprint(pretrained[1].backbone) != fingerprint(one.backbone)
+
+
+class Elsewhere:
+    "An installed package whose files are in another folder"
+    def __init__(self, folder): self.folder = folder
+    def locate_file(self, path): return self.folder
+
+
+def test_damaged_weights_are_refused_by_name(monkeypatch, tmp_path):
+    (tmp_path/"model.safetensors").write_bytes(b"not what was shipped")
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Elsewhere(tmp_path))
+    with pytest.raises(ValueError, match="model.safetensors of minilm .* has SHA-256 .*, expected 53aa5117"): text.classifier("minilm", 2)
+
+
+def test_without_the_package_the_same_name_asks_the_hub(monkeypatch):
+    def missing(name): raise importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = []
+    monkeypatch.setattr(text.AutoConfig, "from_pretrained", lambda source: asked.append(source) or (_ for _ in ()).throw(OSError("offline")))
+    with pytest.raises(OSError, match="minilm` needs no network after"): text.classifier("minilm", 2)
+    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+
+def test_long_texts_are_cut(tokenizer):
+    model = text.classifier("minilm", 2, max_length=16)
+    assert [len(ids) for ids in model.encode(["word " * 1000, "word"])] == [16, 3]
