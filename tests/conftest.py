@@ -1,4 +1,7 @@
 import importlib.util, os, shutil, sys
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1" # several tests run at once; set before torch is imported
+
 from pathlib import Path
 import pytest
 
@@ -41,7 +44,7 @@ def tree(tmp_path):
 
 @pytest.fixture(scope="session")
 def quiet():
-    "The environment that every child process gets: two threads, no network for models, this tree's module"
+    "The environment that every child process gets: one thread, no network for models, this tree's module"
     given = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    return {**given, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+    return {**given, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "Agg", "PYTHONPATH": str(root)}

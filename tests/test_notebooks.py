@@ -1,4 +1,4 @@
-"""Every notebook's own tests, by nbdev's runner: a process for each, one after the other."""
+"""Every notebook's own tests, by nbdev's runner: a process for each."""
 import subprocess, sys
 import pytest
 from conftest import lessons, root
