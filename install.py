@@ -47,11 +47,15 @@ def python_of(venv):
 
 
 def make_venv():
-    "A virtual environment at `venv`; one that works already is kept, whatever it holds, and no other folder is overwritten"
-    python = python_of(venv)
-    if os.path.exists(python) and subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL) == 0: return
-    if os.path.isdir(venv) and os.listdir(venv) and not os.path.exists(os.path.join(venv, "pyvenv.cfg")):
-        stop("%s is a folder with other things in it: name a virtual environment, or a folder to make one in." % venv)
+    "A virtual environment at `venv`; one that works already is kept, whatever it holds, and nothing but a broken `.venv` of this tree is overwritten"
+    python, ours = python_of(venv), venv == os.path.join(root, ".venv")
+    def works(*words): return os.path.exists(python) and subprocess.call([python] + list(words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    if works("-m", "pip", "--version"): return
+    if works("-c", ""): # some tools make environments without pip
+        if works("-m", "ensurepip"): return
+        if not ours: stop("the environment %s has no pip: add it (`uv pip install pip` where uv made it) and type the same again." % venv)
+    elif not ours and os.path.isdir(venv) and os.listdir(venv):
+        stop("%s is a folder with other things in it: name a virtual environment that works, or a folder to make one in." % venv)
     import venv as builder
     try: builder.create(venv, with_pip=True, clear=os.path.exists(venv))
     except OSError as e: stop("the environment %s cannot be made: %s." % (venv, e.strerror or e))

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/20_command_line.ipynb #469dc4b8
+# %% ../nbs/20_command_line.ipynb #07e184cb
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
                   help="Fine-tune pretrained networks: choose a model, freeze part of it, add a head, train, evaluate. "
                        "Start with `finetune-nb run`.")
@@ -29,7 +29,6 @@ def _new_folder(out:Optional[Path]):
     if out is None: return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"--out {out} already holds something, and nothing is overwritten: name a new folder.")
-    out.mkdir(parents=True, exist_ok=True)
 
 def _save(out:Path, model, task, result:dict, history, evaluation):
     "Weights, result and figures."
@@ -40,7 +39,7 @@ def _save(out:Path, model, task, result:dict, history, evaluation):
     evaluation.plot(task.classes).savefig(out/"confusion.png", dpi=150)
     _say(f"Saved model.safetensors, result.json, curves.png and confusion.png in {out}")
 
-# %% ../nbs/20_command_line.ipynb #9e4feb62
+# %% ../nbs/20_command_line.ipynb #bb823181
 def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], baseline:bool, out:Optional[Path], **settings) -> dict:
     "Steps 2, 4 and 5, and the result as a dictionary; the settings go to `fit`."
     from finetune_nb import data
@@ -49,7 +48,11 @@ def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], baseline:b
     if freeze_depth is None: freeze_depth = max(0, len(blocks(model)) - 3)
     summary = freeze(model, freeze_depth)
     _say(f"{task}\n{summary}")
+    if out is not None: out.mkdir(parents=True, exist_ok=True)
     history = fit(model, task, **settings)
+    if not history.epochs:
+        _say("Interrupted before the first epoch was done: nothing was learnt, so there is no result.")
+        raise typer.Exit(130)
     evaluation = evaluate(model, task.test)
     _say(history)
     result = dict(task=task.name, backbone=backbone, freeze_depth=freeze_depth, blocks=[b.name for b in blocks(model)],
@@ -65,7 +68,7 @@ def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], baseline:b
 
 def _print(result:dict, as_json:bool):
     "The result on standard output: one line of JSON, or a small table."
-    if as_json: return print(json.dumps(result))
+    if as_json: return print(json.dumps(result, allow_nan=False))
     rows = [("test accuracy", f"{result['accuracy']:.1%}"), ("macro F1", f"{result['macro_f1']:.3f}"), ("seconds of training", f"{result['seconds']:.0f}"),
             ("learning parameters", f"{result['trainable_parameters']:,} of {result['total_parameters']:,}")]
     if "baseline_accuracy" in result: rows.insert(1, ("classical baseline", f"{result['baseline_accuracy']:.1%}"))

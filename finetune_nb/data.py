@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
-# %% ../nbs/01b_data.ipynb #465a39bc
+# %% ../nbs/01b_data.ipynb #24ea02a0
 @dataclass(frozen=True)
 class Examples:
     "Inputs and their labels: `inputs[i]` (a text, or an image `uint8[C, H, W]`) belongs to class `labels[i]`."
@@ -31,7 +31,10 @@ class Examples:
     labels: torch.Tensor # `int64[N]`, class numbers from 0
 
     def __post_init__(self):
-        object.__setattr__(self, "labels", torch.as_tensor(self.labels, dtype=torch.long))
+        labels = torch.as_tensor(self.labels)
+        if labels.ndim != 1 or labels.is_floating_point() and len(labels):
+            raise ValueError(f"Labels must be class numbers, int64[N], got {labels.dtype} of shape {tuple(labels.shape)}.")
+        object.__setattr__(self, "labels", labels.long())
         if len(self.inputs) != len(self.labels):
             raise ValueError(f"{len(self.inputs)} inputs came with {len(self.labels)} labels: give exactly one label for each input.")
 
@@ -43,7 +46,7 @@ class Examples:
         inputs = self.inputs[indices] if hasattr(self.inputs, "shape") else [self.inputs[i] for i in indices]
         return Examples(inputs, self.labels[indices])
 
-# %% ../nbs/01b_data.ipynb #e36e5059
+# %% ../nbs/01b_data.ipynb #7f2684c9
 @dataclass(frozen=True)
 class Task:
     "What is to be learnt: classes, and examples to learn from, to choose by and to be judged on."
@@ -64,6 +67,8 @@ class Task:
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise ValueError(f"Task {self.name!r}: {part} labels run from {labels.min()} to {labels.max()}, but the "
                                  f"{len(self.classes)} classes are numbered 0 to {len(self.classes) - 1}.")
+        if missing := set(range(len(self.classes))) - set(self.train.labels.tolist()):
+            raise ValueError(f"Task {self.name!r} has no training example of {', '.join(self.classes[i] for i in sorted(missing))}: give at least one of each class.")
 
     @property
     def num_classes(self) -> int: return len(self.classes)
@@ -72,7 +77,7 @@ class Task:
         return (f"Task {self.name!r}: {self.num_classes} classes, {len(self.train)} training, "
                 f"{len(self.validation)} validation and {len(self.test)} test examples")
 
-# %% ../nbs/01b_data.ipynb #eafbf9e3
+# %% ../nbs/01b_data.ipynb #4efa1496
 def split(labels:Sequence[int], # class numbers, one for each example
           labels_per_class:int, # training examples of each class
           validation_per_class:int=20, # validation examples of each class
@@ -84,6 +89,8 @@ def split(labels:Sequence[int], # class numbers, one for each example
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
+    if len(np.unique(np.stack([groups, labels]), axis=1).T) > len(np.unique(groups)):
+        raise ValueError("A group holds examples of several classes, so no class can be split without cutting it: leave such groups out.")
     parts = [], [], []
     for label in np.unique(labels):
         members = defaultdict(list)
@@ -101,7 +108,7 @@ def split(labels:Sequence[int], # class numbers, one for each example
         for part, chosen in zip(parts, (rng.permutation(train)[:labels_per_class], validation, test)): part += list(chosen)
     return tuple(rng.permutation(part) for part in parts)
 
-# %% ../nbs/01b_data.ipynb #fbab2303
+# %% ../nbs/01b_data.ipynb #2218fdcf
 _FIELDS = {
     "statistics":       ["scipy.stats", "torch.distributions", "numpy.random"],
     "optimisation":     ["scipy.optimize", "torch.optim"],
@@ -115,14 +122,15 @@ _FIELDS = {
     "graphs":           ["networkx"],
 }
 _LIBRARIES = ["scipy", "numpy", "torch", "torchvision", "matplotlib", "scikit-learn", "pandas", "networkx", "pillow"]
-_MASKED = re.compile(r"\b(scipy|numpy|np|torch|pytorch|torchvision|matplotlib|mpl|pyplot|plt|sklearn|scikit-learn|pandas|pd|networkx|nx|pil|pillow)\b", re.I)
+_IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
+_MASKED = re.compile(r"\b(scipy|numpy|np|torch|pytorch|torchvision|matplotlib|mpl|pyplot|plt|sklearn|scikit-learn|pandas|pd|networkx|nx|pil|pillow)(\.\w+)*\b", re.I)
 
-# %% ../nbs/01b_data.ipynb #4b674ca3
+# %% ../nbs/01b_data.ipynb #e5479eb5
 def _source_files(module:str) -> list[Path]:
     "The Python files of a module or package, found without importing it; none if it is not installed."
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
-    if spec is None: return []
+    if spec is None or spec.origin is None: return []
     path = Path(spec.origin).parent.joinpath(*rest)
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     return [f for f in files if not {"test", "tests", "testing", "externals"} & set(f.relative_to(Path(spec.origin).parent).parts)]
@@ -153,31 +161,39 @@ def near_duplicates(texts:Sequence[str], # any texts
     similar.eliminate_zeros()
     return connected_components(similar, directed=False)[1]
 
-# %% ../nbs/01b_data.ipynb #cbd96e99
+# %% ../nbs/01b_data.ipynb #8d87e31c
 def cache_folder() -> Path:
     "Where finetune_nb keeps what is costly to make: `FINETUNE_NB_CACHE`, else `~/.cache/finetune_nb`."
     return Path(os.environ.get("FINETUNE_NB_CACHE") or Path.home()/".cache"/"finetune_nb")
 
+def _says_something(sentence:str) -> bool:
+    "At least four words besides a masked name, and no longer than two lines."
+    return len(sentence) <= 200 and len(re.findall(r"[^\W\d_]+", sentence.replace("library", ""))) >= 4
+
+_PER_FIELD, _ALIKE, _COPIES = 700, 0.7, 20 # sentences of a field that are read, similarity that makes near-copies, near-copies that are kept
+
 def _read_sentences() -> dict:
-    "Read, clean and group the sentences of every field; at most 700 of each."
+    "Read, clean and group the sentences of every field; a sentence or a near-copy that stands in two fields has no clear label, and goes."
     found = defaultdict(set)
     for name, modules in tqdm(_FIELDS.items(), desc="Reading docstrings", unit="field"):
         for file in (f for module in modules for f in _source_files(module)):
-            for sentence in map(_first_sentence, _docstrings(file)):
-                if len(sentence) <= 200 and len(re.findall(r"[^\W\d_]+", sentence)) >= 4: found[sentence].add(name)
+            for sentence in filter(_says_something, map(_first_sentence, _docstrings(file))): found[sentence].add(name)
     clear, rng = sorted(s for s, names in found.items() if len(names) == 1), np.random.default_rng(0)
-    by_field = {name: [s for s in clear if name in found[s]] for name in sorted(_FIELDS)}
-    kept = [(s, label) for label, all_ in enumerate(by_field.values()) for s in rng.permutation(all_)[:700].tolist()]
-    texts = [s for s, _ in kept]
-    return dict(texts=texts, labels=[l for _, l in kept], groups=near_duplicates(texts).tolist())
+    by_field = [[s for s in clear if name in found[s]] for name in sorted(_FIELDS)]
+    texts, labels = zip(*((s, label) for label, all_ in enumerate(by_field) for s in rng.permutation(all_)[:_PER_FIELD].tolist()))
+    groups, labels = near_duplicates(texts, _ALIKE), np.array(labels)
+    kept = [i for group in np.unique(groups) if len(set(labels[groups == group])) == 1 for i in np.flatnonzero(groups == group)[:_COPIES]]
+    return dict(texts=[texts[i] for i in kept], labels=labels[kept].tolist(), groups=groups[kept].tolist())
 
 def _sentences() -> dict:
     "The sentences, from the cache if these versions of the libraries were read before."
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    recipe = json.dumps([versions, _FIELDS, _MASKED.pattern, "1"], sort_keys=True)
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES if importlib.util.find_spec(_IMPORTED_AS.get(name, name))}
+    recipe = json.dumps([versions, _FIELDS, _MASKED.pattern, _PER_FIELD, _ALIKE, _COPIES], sort_keys=True)
     file = cache_folder()/f"topics-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.json"
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError): pass
+    try:
+        sentences = json.loads(file.read_text(encoding="utf-8"))
+        if {"texts", "labels", "groups", "versions", "fingerprint"} <= set(sentences): return sentences
+    except (OSError, ValueError, TypeError): pass # not there, or damaged: read them again
     sentences = _read_sentences() | dict(versions=versions)
     sentences["fingerprint"] = hashlib.sha256(json.dumps(sentences["texts"]).encode()).hexdigest()[:16]
     try:
@@ -201,7 +217,7 @@ def topics(labels_per_class:int=20, # training sentences of each of the 10 class
     return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts),
                 made=dict(seed=seed, labels_per_class=labels_per_class, versions=sentences["versions"], fingerprint=sentences["fingerprint"]))
 
-# %% ../nbs/01b_data.ipynb #e05f560d
+# %% ../nbs/01b_data.ipynb #99adb90f
 @dataclass(frozen=True)
 class Baseline:
     "A classical classifier's result on a task."
@@ -216,6 +232,7 @@ def _candidates(task:Task) -> Iterator[tuple[str, object, list]]:
         pixels = FunctionTransformer(lambda images: torch.as_tensor(images).flatten(1).float().div(255).numpy()) # float[N, C*H*W]
         yield "pixels", pixels, [SVC(C=C, gamma=gamma) for C in (1, 10, 100) for gamma in ("scale", 0.001, 0.01)]
         return
+    if task.kind != "text": raise ValueError(f"A baseline is there for text and image tasks, not for {task.kind!r}: compare with a classifier of scikit-learn.")
     for n in (1, 2):
         words = TfidfVectorizer(ngram_range=(1, n), sublinear_tf=True)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
@@ -232,4 +249,4 @@ def baseline(task:Task # a text or image task
             score = classifier.fit(train, task.train.labels).score(validation, task.validation.labels)
             if score > best[0]: best = score, dict(features=name, classifier=str(classifier)), classifier.predict(test)
     score, settings, predicted = best
-    return Baseline(accuracy_score(task.test.labels, predicted), f1_score(task.test.labels, predicted, average="macro"), score, settings)
+    return Baseline(accuracy_score(task.test.labels, predicted), f1_score(task.test.labels, predicted, average="macro", zero_division=0), score, settings)

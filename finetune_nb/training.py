@@ -26,7 +26,7 @@ from .data import Examples, Task
 from .freezing import blocks, freeze, freeze_depth
 from .gradient import Picture
 
-# %% ../nbs/05_training.ipynb #238f951f
+# %% ../nbs/05_training.ipynb #ac055cf4
 def batch_order(lengths:Sequence[int], # the length of each example, in tokens; all the same for images
                 batch_size:int, # examples in a batch
                 generator:torch.Generator|None=None, # None: no shuffling, longest first
@@ -40,9 +40,12 @@ def batch_order(lengths:Sequence[int], # the length of each example, in tokens; 
     stretches = [order[i:i + 16 * batch_size] for i in range(0, len(order), 16 * batch_size)]
     order = np.concatenate([s[np.argsort(-lengths[s], kind="stable")] for s in stretches])
     batches = [order[i:i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1: # BatchNorm cannot learn from a batch of one
+        (last,) = batches.pop()
+        batches[-1].append(last)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-# %% ../nbs/05_training.ipynb #5f36ab2b
+# %% ../nbs/05_training.ipynb #af37559b
 class _Batches:
     "Encoded examples, batched as `batch_order` says, anew in each epoch."
     def __init__(self, model:nn.Module, examples:Examples, batch_size:int, seed:int|None=None):
@@ -50,10 +53,12 @@ class _Batches:
         self.encoded, self.labels = encode(examples.inputs) if encode else list(torch.as_tensor(examples.inputs)), examples.labels
         self.collate = getattr(model, "collate", torch.stack)
         self.lengths = [len(x) for x in self.encoded]
-        self.batch_size, self.epoch = batch_size, 0
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.batch_size, self.generator = batch_size, None if seed is None else torch.Generator().manual_seed(seed)
 
-    def __len__(self): return math.ceil(len(self.labels) / self.batch_size)
+    def __len__(self):
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole + (rest > 1 or rest == 1 and (whole == 0 or self.generator is None))
+
     def __iter__(self): return iter(batch_order(self.lengths, self.batch_size, self.generator))
 
     def loader(self) -> DataLoader:
@@ -66,7 +71,7 @@ def _logits(model:nn.Module, inputs) -> torch.Tensor:
     output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     return getattr(output, "logits", output)
 
-# %% ../nbs/05_training.ipynb #09a2bba4
+# %% ../nbs/05_training.ipynb #00b7ddb7
 @dataclass
 class Evaluation:
     "How a model does on examples."
@@ -82,7 +87,7 @@ class Evaluation:
         return accuracy_score(self.labels, self.predicted)
     @cached_property
     def macro_f1(self) -> float: # the mean of the classes' F1, 0 to 1
-        return f1_score(self.labels, self.predicted, labels=np.unique(self.labels), average="macro", zero_division=0)
+        return f1_score(self.labels, self.predicted, average="macro", zero_division=0)
     @cached_property
     def confusion(self) -> np.ndarray: # int[C, C]; rows are the true classes, columns the predicted ones
         return confusion_matrix(self.labels, self.predicted, labels=range(self.probabilities.shape[1]))
@@ -111,15 +116,17 @@ class Evaluation:
 @torch.no_grad()
 def _predict(model:nn.Module, loader:DataLoader) -> np.ndarray:
     "`float[N, C]` log-probabilities, in the order of the examples."
-    training = model.training
-    model.eval()
+    modes = {module: module.training for module in model.modules()}
     outputs, positions = [], []
     device = next(model.parameters()).device
-    for inputs, _, where in loader:
-        inputs = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
-        outputs.append(F.log_softmax(_logits(model, inputs).float(), dim=1).cpu())
-        positions.append(where.cpu())
-    model.train(training)
+    try:
+        model.eval()
+        for inputs, _, where in loader:
+            inputs = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
+            outputs.append(F.log_softmax(_logits(model, inputs).float(), dim=1).cpu())
+            positions.append(where.cpu())
+    finally:
+        for module, mode in modes.items(): module.training = mode
     return torch.cat(outputs)[torch.cat(positions).argsort()].numpy()
 
 def _evaluate(model:nn.Module, loader:DataLoader, labels:torch.Tensor) -> Evaluation:
@@ -138,6 +145,8 @@ def predict(model:nn.Module, # any classifier
             batch_size:int=64, # examples in a batch; changes the speed only
            )->np.ndarray: # float[N, C], the probability of each class
     "The probability of each class for inputs without labels."
+    if isinstance(inputs, str): raise ValueError(f"predict takes a list of inputs, got one text: write predict(model, [{inputs[:20]!r}]).")
+    if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
     return np.exp(_predict(model, _Batches(model, Examples(inputs, [0] * len(inputs)), batch_size).loader()))
 
 # %% ../nbs/05_training.ipynb #c92f418e
@@ -157,7 +166,7 @@ def parameter_groups(model:nn.Module, # any supported model
             if params: groups.append(dict(params=params, lr=rate, weight_decay=weight_decay if decays else 0.0, block=block.name))
     return groups
 
-# %% ../nbs/05_training.ipynb #17238c45
+# %% ../nbs/05_training.ipynb #ba4e961c
 @dataclass
 class History:
     "What happened in a fit."
@@ -171,7 +180,8 @@ class History:
     @property
     def train_loss(self) -> list[float]: return [row["train_loss"] for row in self.epochs]
     @property
-    def validation_accuracy(self) -> float: return max((row["validation_accuracy"] for row in self.epochs), default=float("nan"))
+    def validation_accuracy(self) -> float: # of the best epoch
+        return next((row["validation_accuracy"] for row in self.epochs if row["epoch"] == self.best_epoch), float("nan"))
 
     def table(self) -> pd.DataFrame:
         "One row an epoch."
@@ -209,7 +219,7 @@ class _LiveCurve:
         if self.handle is None: self.handle = display(history.plot(), display_id=True)
         else: self.handle.update(history.plot())
 
-# %% ../nbs/05_training.ipynb #5b4a5ef7
+# %% ../nbs/05_training.ipynb #e912d97e
 class TrainingDiverged(FloatingPointError):
     "The loss is no longer a number. The model has its best weights so far."
 
@@ -221,6 +231,19 @@ def _divergence(loss:float, step:int, epoch:int, inputs, learning_rates:dict) ->
     else:
         cause = f"the learning rate ({', '.join(f'{k} {v:g}' for k, v in learning_rates.items())}) is probably too large: try a tenth of it"
     return f"The loss became {loss} at step {step} (epoch {epoch}); {cause}. The model has its best weights so far."
+
+def _check_settings(model, task, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, schedule, depths):
+    "Refuse what cannot be meant."
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("patience", patience, 1), ("learning_rate", learning_rate, 0),
+                               ("head_learning_rate", head_learning_rate, 0)):
+        if value is not None and value < least: raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if clip <= 0: raise ValueError(f"clip must be positive, got {clip}: no gradient could pass. For no clipping, give float('inf').")
+    if any(epoch not in range(1, epochs + 1) for epoch in schedule):
+        raise ValueError(f"unfreeze_at names epochs from 1 to {epochs}, got {sorted(schedule)}.")
+    if any(shallower > deeper for deeper, shallower in zip(depths, depths[1:])):
+        raise ValueError(f"unfreeze_at must go from deep to shallow, got {schedule} for a model that is frozen at depth {depths[0]}.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
 def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in place
         task:Task, # learns on `task.train`, chooses on `task.validation`, never sees `task.test`
@@ -234,21 +257,18 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
         clip:float=1.0, # the largest norm of a step's gradient
         patience:int|None=None, # stop after so many epochs without improvement on validation; None: never
         unfreeze_at:dict[int, int]|None=None, # gradual unfreezing: {epoch: freeze depth from then on}, epochs from 1
-        seed:int=0, # order of the examples, dropout
+        seed:int=0, # order of the examples, dropout; the global random seeds are set to it
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
-    if epochs < 1: raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     schedule, depth = dict(unfreeze_at or {}), freeze_depth(model)
-    depths = [schedule[epoch] for epoch in sorted(schedule)]
-    shallowest = min([depth, *depths])
+    depths = [depth, *(schedule[epoch] for epoch in sorted(schedule))]
+    _check_settings(model, task, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, schedule, depths)
+    shallowest = depths[-1]
     if learning_rate is None: learning_rate = getattr(model, "learning_rate", 1e-3)
     if head_learning_rate is None:
         head_alone = shallowest == len(blocks(model)) - 1
         head_learning_rate = getattr(model, "head_only_learning_rate" if head_alone else "head_learning_rate", 1e-2)
-    if any(shallower > deeper for deeper, shallower in zip([depth, *depths], depths)):
-        raise ValueError(f"unfreeze_at must go from deep to shallow, got {schedule} for a model that is frozen at depth {depth}.")
     set_seed(seed)
     accelerator = Accelerator()
     train, validation = _Batches(model, task.train, batch_size, seed), _Batches(model, task.validation, 64)
@@ -266,17 +286,20 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
     def snapshot(): return [t.detach().clone() for t in learnt + buffers]
     best, best_score = snapshot(), (-1.0, 0.0)
     curve, bar = _LiveCurve(progress), tqdm(total=steps, desc="Training", unit="step", disable=not progress)
-    started, step = time.perf_counter(), 0
+    started, step, rates = time.perf_counter(), 0, dict(backbone=learning_rate, head=head_learning_rate)
     try:
         for epoch in range(1, epochs + 1):
             if epoch in schedule: freeze(model, schedule[epoch])
             learner.train()
             total = 0.0
             for inputs, labels, _ in loader:
-                loss = F.cross_entropy(_logits(learner, inputs), labels)
+                logits = _logits(learner, inputs)
+                if logits.shape[1] != task.num_classes:
+                    raise ValueError(f"The model gives {logits.shape[1]} scores, task {task.name!r} has {task.num_classes} classes: make the head with num_classes={task.num_classes}.")
+                loss = F.cross_entropy(logits, labels)
                 step += 1
                 if not math.isfinite(loss.item()):
-                    raise TrainingDiverged(_divergence(loss.item(), step, epoch, inputs, dict(backbone=learning_rate, head=head_learning_rate)))
+                    raise TrainingDiverged(_divergence(loss.item(), step, epoch, inputs, rates))
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(learnt, clip)
@@ -285,6 +308,7 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
                 total += loss.item() * len(labels)
                 bar.update()
             judged = _evaluate(model, validation.loader(), validation.labels)
+            if not math.isfinite(judged.loss): raise TrainingDiverged(_divergence(judged.loss, step, epoch, {}, rates))
             history.epochs.append(dict(epoch=epoch, train_loss=total / len(train.labels), validation_loss=judged.loss,
                                        validation_accuracy=judged.accuracy, seconds=time.perf_counter() - started))
             if (score := (judged.accuracy, -judged.loss)) > best_score: best, best_score, history.best_epoch = snapshot(), score, epoch
@@ -299,4 +323,5 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
         bar.close()
         with torch.no_grad():
             for tensor, kept in zip(learnt + buffers, best): tensor.copy_(kept)
+        accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
     return history

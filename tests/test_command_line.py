@@ -2,7 +2,7 @@
 import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from finetune_nb import cli
+from finetune_nb import cli, training
 
 command = [str(Path(sys.executable).with_name("finetune-nb")), "text", "--labels-per-class", "5", "--freeze-depth", "7", "--json"]
 
@@ -51,6 +51,13 @@ def main(monkeypatch, *options):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True) # or it tries five times
     with pytest.raises(SystemExit) as stopped: cli.main()
     return stopped.value.code
+
+
+def test_interrupted_before_the_first_epoch_there_is_no_result(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("finetune_nb.training.fit", lambda *args, **settings: training.History({}, stopped="interrupted"))
+    assert main(monkeypatch, "--out", str(tmp_path/"new")) == 130
+    printed = capsys.readouterr()
+    assert "nothing was learnt" in printed.err and printed.out == "" and not list((tmp_path/"new").glob("*"))
 
 
 @pytest.mark.parametrize("options, sentence, status", [

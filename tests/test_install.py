@@ -1,5 +1,5 @@
 """Each way in which an installation can go wrong ends with one sentence that says what to do."""
-import shutil, subprocess, sys
+import shutil, subprocess, sys, venv
 import pytest
 from conftest import load, root
 
@@ -48,6 +48,14 @@ def test_another_folder_is_left_alone(install, tmp_path):
     (tmp_path/"venv").mkdir()
     (tmp_path/"venv"/"letters.txt").write_text("Dear")
     assert "other things in it" in said(install.make_venv)
+    assert (tmp_path/"venv"/"letters.txt").read_text() == "Dear"
+
+
+def test_an_environment_without_pip_keeps_what_it_holds(install, tmp_path):
+    venv.create(tmp_path/"venv", with_pip=False)
+    (tmp_path/"venv"/"letters.txt").write_text("Dear")
+    install.make_venv()
+    assert subprocess.run([install.python_of(str(tmp_path/"venv")), "-m", "pip", "--version"], capture_output=True).returncode == 0
     assert (tmp_path/"venv"/"letters.txt").read_text() == "Dear"
 
 

@@ -33,6 +33,16 @@ def test_readme_is_the_index():
     assert (root/"README.md").read_text(encoding="utf-8") == load(root/"nbs"/"readme.py").readme(), "type `make export`"
 
 
+def test_the_lines_in_the_readme_run(monkeypatch):
+    "Word for word, but on a handful of sentences"
+    from finetune_nb import data
+    topics = data.topics
+    monkeypatch.setattr(data, "topics", lambda labels_per_class: topics(1, validation_per_class=1, test_per_class=2))
+    lines, ran = "".join(re.findall(r"```python\n(.*?)```", (root/"README.md").read_text(encoding="utf-8"), flags=re.S)), {}
+    exec(lines, ran)
+    assert len(ran["history"].epochs) == 8 and ran["model"].head.out_features == ran["task"].num_classes == 10
+
+
 def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\(([^)\s#]+)", (root/"README.md").read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (root/link).exists()]
