@@ -423,7 +423,7 @@ for what, source in json.load(sys.stdin).items():
     exec(compile(source, "freezing.py", "exec"), module.__dict__)
     sys.modules.pop("test_freezing", None)
     seen = results[what] = {}
-    pytest.main([sys.argv[1], "-k", "test_trap_", "-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider"], plugins=[Seen()])
+    pytest.main([sys.argv[1], "-k", "test_trap_", "-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-n0"], plugins=[Seen()])
 print("\\n" + json.dumps(results))
 """
 
