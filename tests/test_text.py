@@ -49,7 +49,7 @@ def test_every_family_fine_tunes_from_a_folder(name, pooling, tmp_path, tokenize
         history = fit(model, mood, epochs=15, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
         moved = [a != b for a, b in zip(before, map(fingerprint, blocks(model)))]
         assert moved == [i >= depth for i in range(4)], "exactly the blocks that learn have changed"
-        assert history.train_loss[-1] < 0.95 * history.train_loss[0]
+        if depth == 0: assert history.train_loss[-1] < 0.8 * history.train_loss[0], "a random frozen prefix this small says next to nothing"
 
 
 def test_padding_changes_no_score(tmp_path, tokenizer):
