@@ -5,8 +5,10 @@ __version__ = "0.1.0"
 _names = {
     "data": ["baseline", "Task"],
     "text": [],
+    "vision": [],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
+    "pretraining": [],
     "gradient": [],
     "cli": [],
 }
