@@ -14,7 +14,7 @@ help:     ## list what `make` can do
 
 install: $(STAMP) ## make .venv and install everything in it
 
-run: $(STAMP) ## fine-tune a real BERT on real text, and say how well it does
+run: $(STAMP) ## fine-tune a BERT on real text and a ResNet on real images, and say how well they do
 	@$(BIN)/finetune-nb run
 
 test: $(STAMP) ## test the notebooks, the package and the tree
@@ -32,7 +32,7 @@ export: $(STAMP) ## write the module and README.md from the notebooks, and clean
 	@$(BIN)/python nbs/readme.py
 
 clean:    ## remove what was built; .venv stays
-	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log
+	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log finetune_nb_run
 	@find finetune_nb nbs tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 # A change in one of these installs again; an environment that fits already is reused.

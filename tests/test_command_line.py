@@ -1,41 +1,54 @@
 """The command, as a user runs it: in a process of its own, with the network off, interrupted, and given nonsense."""
-import json, shutil, signal, subprocess, sys, time
+import json, re, shutil, signal, subprocess, sys, time
+from functools import partial
 from pathlib import Path
-import pytest
-from finetune_nb import cli, training
+import numpy as np, pytest
+from PIL import Image
+from finetune_nb import cli, data, evaluate, text, training, vision
 
-command = [str(Path(sys.executable).with_name("finetune-nb")), "text", "--labels-per-class", "5", "--freeze-depth", "7", "--json"]
+program = str(Path(sys.executable).with_name("finetune-nb"))
+text_command = ["text", "--labels-per-class", "5", "--freeze-depth", "7", "--json"]
+image_command = ["image", "--labels-per-class", "5", "--freeze-depth", "5", "--json"]
 
 
-def test_offline_from_start_to_saved_model(quiet, tmp_path):
-    "No interface but loopback, and no setting that says so: the embedded backbone needs none"
+def saved_text(out): return text.classifier("minilm", 10, seed=9)
+def saved_image(out): return vision.classifier(str(out/"model.safetensors"), 10, seed=9)
+
+
+@pytest.mark.parametrize("command, task, backbone, reload", [(text_command, data.topics, "minilm", saved_text),
+                                                             (image_command, data.digits, "resnet18-fractal", saved_image)], ids=["text", "image"])
+def test_offline_from_start_to_saved_model(quiet, tmp_path, command, task, backbone, reload):
+    "No interface but loopback, and no setting that says so: the embedded backbones need none"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this system cannot take the network away from a process (unshare -rn)")
     env = {k: v for k, v in quiet.items() if k != "HF_HUB_OFFLINE"}
     out = tmp_path/"model"
-    ran = subprocess.run(["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh", *command, "--epochs", "2", "--baseline", "--out", str(out)],
+    ran = subprocess.run(["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh", program, *command, "--epochs", "2", "--baseline", "--out", str(out)],
                          env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
-    assert {"task", "backbone", "freeze_depth", "blocks", "trainable_parameters", "total_parameters", "epochs", "seconds", "train_loss", "accuracy", "macro_f1",
-            "num_test", "baseline_accuracy"} <= result.keys()
-    assert (result["task"], result["backbone"], result["freeze_depth"], result["epochs"]) == ("topics", "minilm", 7, 2)
+    assert {"task", "backbone", "freeze_depth", "blocks", "trainable_parameters", "total_parameters", "epochs", "seconds", "train_loss", "validation_accuracy", "accuracy",
+            "macro_f1", "num_test", "seed", "labels_per_class", "stopped", "baseline_accuracy"} <= result.keys()
+    task = task(5)
+    assert (result["task"], result["backbone"], result["epochs"], result["labels_per_class"]) == (task.name, backbone, 2, 5)
+    assert result["freeze_depth"] == len(result["blocks"]) - 1 and result["blocks"][-1] == "head"
     assert result["num_test"] >= 1000 and result["train_loss"][1] < result["train_loss"][0] and 0.1 < result["accuracy"] < 1
     assert len(ran.stdout.splitlines()) == 1, "standard output is for the result alone"
 
     from safetensors.torch import load_model
-    from finetune_nb import data, evaluate, text
-    model = text.classifier("minilm", 10, seed=9)
+    model = reload(out)
     load_model(model, out/"model.safetensors")
-    assert evaluate(model, data.topics(5).test).accuracy == pytest.approx(result["accuracy"], abs=1e-6), "the saved weights give the reported accuracy"
-    assert json.loads((out/"result.json").read_text())["classes"] == list(data.topics(5).classes)
+    assert evaluate(model, task.test).accuracy == pytest.approx(result["accuracy"], abs=1e-6), "the saved weights give the reported accuracy"
+    saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
+    assert saved["classes"] == list(task.classes) and saved["backbone"] == backbone
+    if task.kind == "image": assert saved["preprocessing"]["image_size"] == saved["image_size"] == model.preprocessing.image_size == 64
     assert all((out/name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
 def test_interrupted_run_keeps_its_best(quiet):
     "Ctrl-C once training is under way: the best weights so far are judged and the result is printed"
-    process = subprocess.Popen([*command, "--epochs", "500"], env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+    process = subprocess.Popen([program, *text_command, "--epochs", "500"], env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a job in the background inherits a Ctrl-C that is ignored
     seen = ""
     while "validation=" not in seen:
@@ -49,7 +62,7 @@ def test_interrupted_run_keeps_its_best(quiet):
 
 def main(monkeypatch, *options):
     "The command in this process, which has paid for its imports already: its exit status"
-    monkeypatch.setattr(sys, "argv", [*command, *options])
+    monkeypatch.setattr(sys, "argv", [program, *map(str, options)])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True) # or it tries five times
     with pytest.raises(SystemExit) as stopped: cli.main()
     return stopped.value.code
@@ -57,30 +70,114 @@ def main(monkeypatch, *options):
 
 def test_interrupted_before_the_first_epoch_there_is_no_result(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("finetune_nb.training.fit", lambda *args, **settings: training.History({}, stopped="interrupted"))
-    assert main(monkeypatch, "--out", str(tmp_path/"new")) == 130
+    assert main(monkeypatch, *image_command, "--out", tmp_path/"new") == 130
     printed = capsys.readouterr()
     assert "nothing was learnt" in printed.err and printed.out == "" and not list((tmp_path/"new").glob("*"))
 
 
-@pytest.mark.parametrize("options, sentence, status", [
-    (["--freeze-depth", "8"], "depth must be between 0 and 7, got 8", 1),
-    (["--labels-per-class", "5000"], "too few for 5000", 1),
-    (["--pooling", "max"], 'pooling must be "mean" or "pooler", got \'max\'', 1),
-    (["--backbone", "no/such-backbone"], "minilm` needs no network", 1),
-    (["--epochs", "0"], "'--epochs'", 2)], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
-def test_nonsense_costs_one_sentence(monkeypatch, capsys, options, sentence, status):
-    assert main(monkeypatch, *options) == status
+@pytest.mark.parametrize("command, options, sentence, status", [
+    (text_command, ["--freeze-depth", "8"], "depth must be between 0 and 7, got 8", 1),
+    (text_command, ["--labels-per-class", "5000"], "too few for 5000", 1),
+    (text_command, ["--pooling", "max"], 'pooling must be "mean" or "pooler", got \'max\'', 1),
+    (text_command, ["--backbone", "no/such-backbone"], "minilm` needs no network", 1),
+    (text_command, ["--epochs", "0"], "'--epochs'", 2),
+    (image_command, ["--freeze-depth", "6"], "depth must be between 0 and 5, got 6", 1),
+    (image_command, ["--labels-per-class", "5000"], "too few for 5000", 1),
+    (image_command, ["--image-size", "16"], "image_size must be at least 32 pixels, got 16", 1),
+    (image_command, ["--backbone", "resnet99"], "no image backbone and no file 'resnet99'", 1),
+    (image_command, ["no such folder"], "There is no folder 'no such folder'", 1),
+    (image_command, ["--learning-rate", "fast"], "'--learning-rate'", 2)], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
+def test_nonsense_costs_one_sentence(monkeypatch, capsys, command, options, sentence, status):
+    assert main(monkeypatch, *command, *options) == status
     printed = capsys.readouterr()
     assert sentence in printed.err and "Traceback" not in printed.err and printed.out == ""
+    if status == 1: assert printed.err.startswith("finetune-nb: ") and len(printed.err.splitlines()) == 1, printed.err
 
 
-def test_a_folder_with_something_in_it_is_refused(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("command", [text_command, image_command], ids=["text", "image"])
+def test_a_folder_with_something_in_it_is_refused(monkeypatch, capsys, tmp_path, command):
     (tmp_path/"precious").write_text("mine")
-    assert main(monkeypatch, "--out", str(tmp_path)) == 1
+    assert main(monkeypatch, *command, "--out", tmp_path) == 1
     assert "nothing is overwritten" in capsys.readouterr().err and (tmp_path/"precious").read_text() == "mine"
 
 
-def test_help_comes_at_once(quiet):
+@pytest.mark.parametrize("command, option", [("text", "--pooling"), ("image", "--image-size"), ("run", "--out")])
+def test_help_comes_at_once(quiet, command, option):
     started = time.perf_counter()
-    ran = subprocess.run([command[0], "text", "--help"], env=quiet, capture_output=True, text=True)
-    assert ran.returncode == 0 and "--labels-per-class" in ran.stdout and time.perf_counter() - started < 3
+    ran = subprocess.run([program, command, "--help"], env=quiet, capture_output=True, text=True)
+    assert ran.returncode == 0 and option in ran.stdout and time.perf_counter() - started < 3
+    assert command == "run" or f"finetune-nb {command} --" in ran.stdout, "it has an example"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    "Two classes of pictures as cameras, scanners and designers leave them: light on the left, or light on the right"
+    rng = np.random.default_rng(0)
+    for name, side in (("left", 1), ("right", -1)):
+        (folder := tmp_path/"photographs"/name).mkdir(parents=True)
+        def picture(height, width): return Image.fromarray((np.linspace(230, 20, width)[None, ::side, None] + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
+        picture(40, 60).save(folder/"photo.jpg")
+        picture(33, 200).convert("L").save(folder/"grey.png")
+        picture(64, 48).convert("CMYK").save(folder/"print.jpg")
+        picture(50, 50).quantize(8).save(folder/"palette.png", transparency=0)
+        Image.fromarray(np.asarray(picture(40, 40).convert("L")).astype(np.uint16) * 256).save(folder/"scan.png")
+        turned = Image.Exif()
+        turned[0x0112] = 6 # the camera was held upright
+        picture(40, 70).transpose(Image.Transpose.ROTATE_90).save(folder/"upright.jpg", exif=turned)
+        picture(45, 45).convert("RGBA").save(folder/"cut out.webp")
+    return tmp_path/"photographs"
+
+
+def test_a_folder_of_pictures_of_every_kind(monkeypatch, capsys, photographs, tmp_path):
+    out = tmp_path/"out"
+    assert main(monkeypatch, "image", photographs, "--image-size", "32", "--epochs", "1", "--freeze-depth", "4", "--batch-size", "4", "--flip", "--out", out, "--json", "--baseline") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["task"], result["num_test"], result["labels_per_class"], result["image_size"], result["flip"], result["augment"]) == ("photographs", 2, None, 32, True, True)
+    saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
+    assert saved["classes"] == ["left", "right"] and saved["made"]["folder"] == str(photographs)
+    assert vision.classifier(str(out/"model.safetensors"), 2).preprocessing.image_size == 32
+
+
+def test_a_damaged_picture_is_named(monkeypatch, capsys, photographs):
+    photo = photographs/"left"/"photo.jpg"
+    for damaged in photographs.rglob("left/*"): damaged.write_bytes(photo.read_bytes()[:200])
+    assert main(monkeypatch, "image", photographs, "--epochs", "1") == 1
+    printed = capsys.readouterr().err
+    assert re.search(r"finetune-nb: The image '.*left.*' cannot be opened", printed) and "Traceback" not in printed
+
+
+@pytest.fixture
+def small_run(monkeypatch):
+    "`run` on a handful of examples, two epochs"
+    few = dict(labels_per_class=2, validation_per_class=1, test_per_class=2)
+    for name in ("topics", "digits"): monkeypatch.setattr(data, name, partial(lambda make, labels_per_class, seed: make(**few, seed=seed), getattr(data, name)))
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", lambda model, task, epochs, **settings: fit(model, task, epochs=2, **settings))
+
+
+def test_run_compares_both_examples(monkeypatch, capsys, tmp_path, small_run):
+    "One table, and two figures, which replace those of an earlier run"
+    (tmp_path/"digits.png").write_bytes(b"of an earlier run")
+    assert main(monkeypatch, "run", "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    head, *rows = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert re.fullmatch(r"\s+topics, minilm +seconds +digits, resnet18-fractal +seconds", head)
+    assert [re.match(r"  (\D+?)  ", row)[1] for row in rows] == ["untrained", "classical baseline, tuned", "head only", "fine-tuned"]
+    assert all(len(re.findall(r"[\d.]+%", row)) == 2 for row in rows)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["digits.png", "topics.png"]
+    for name in ("digits", "topics"):
+        figure = np.asarray(Image.open(tmp_path/f"{name}.png").convert("L"))
+        assert figure.shape[1] > 1000 and len(np.unique(figure)) > 50 and str(tmp_path/f"{name}.png") in printed
+
+
+def test_run_ends_when_interrupted(monkeypatch, capsys, tmp_path, small_run):
+    "or Ctrl-C would only lead on to its next part"
+    fit, begun = training.fit, []
+    def interrupted(model, task, **settings):
+        begun.append(task.name)
+        history = fit(model, task, **settings)
+        history.stopped = "interrupted"
+        return history
+    monkeypatch.setattr(training, "fit", interrupted)
+    assert main(monkeypatch, "run", "--out", tmp_path) != 0
+    assert begun == ["topics"] and capsys.readouterr().out == ""

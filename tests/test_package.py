@@ -1,5 +1,5 @@
 """What a reader installs: small to import, lazy, and with nothing of nbdev's."""
-import ast, re, statistics, subprocess, sys, time, zipfile
+import ast, hashlib, json, re, shutil, statistics, subprocess, sys, sysconfig, time, venv, zipfile
 from configparser import ConfigParser
 from email.parser import Parser
 import pytest
@@ -86,3 +86,38 @@ def test_wheel_holds_the_module_and_the_command(wheel):
     assert not [name for name in wheel.namelist() if name.startswith(("tests/", "nbs/"))]
     assert "finetune-nb = finetune_nb.cli:main" in read(wheel, "entry_points.txt")
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+def test_wheel_holds_the_weights(wheel):
+    weights = {name.rsplit("/", 1)[1] for name in wheel.namelist() if name.startswith("finetune_nb/weights/")}
+    assert {"resnet18-fractal.json", "resnet18-fractal.safetensors"} <= weights
+    about = json.loads(read(wheel, "weights/resnet18-fractal.json"))
+    assert hashlib.sha256(wheel.read("finetune_nb/weights/resnet18-fractal.safetensors")).hexdigest() == about["sha256"]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    "A fresh environment with the wheel, which sees this one's libraries, but neither this tree nor its editable install"
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    bin = folder/("Scripts" if sys.platform == "win32" else "bin")
+    ran = subprocess.run([sys.executable, "-m", "pip", "--python", str(bin/"python"), "install", "--no-deps", "--no-index", wheel.filename], capture_output=True, text=True,
+                         stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (site,) = (path.parent for path in folder.rglob("finetune_nb/") if path.parent.name == "site-packages")
+    (site/"libraries.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})) # its own .pth files are not read, so an editable install is out of sight
+    yield bin
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_installed_wheel_fine_tunes_without_network(installed, quiet, tmp_path):
+    env = {name: value for name, value in quiet.items() if name != "PYTHONPATH"}
+    where = subprocess.run([installed/"python", "-c", "import finetune_nb; print(finetune_nb.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert where.stdout.startswith(str(installed.parent)), where.stdout + where.stderr
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("this system cannot take the network away from a process (unshare -rn)")
+    command = [installed/"finetune-nb", "image", "--labels-per-class", "5", "--freeze-depth", "4", "--image-size", "32", "--epochs", "2", "--json"]
+    ran = subprocess.run(["unshare", "-rn", *command], cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert (result["task"], result["backbone"]) == ("digits", "resnet18-fractal") and result["train_loss"][1] < result["train_loss"][0]
