@@ -202,7 +202,7 @@ class History:
             if self.best_epoch: right.axvline(self.best_epoch, color="#555555", ls=":")
             left.legend()
         left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
-        right.set(xlabel="epoch", ylabel="accuracy", title=f"Validation accuracy, best at epoch {self.best_epoch}")
+        right.set(xlabel="epoch", ylabel="validation accuracy", title=f"Best at epoch {self.best_epoch}")
         return figure
 
 class _LiveCurve:
