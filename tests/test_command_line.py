@@ -181,3 +181,27 @@ def test_run_ends_when_interrupted(monkeypatch, capsys, tmp_path, small_run):
     monkeypatch.setattr(training, "fit", interrupted)
     assert main(monkeypatch, "run", "--out", tmp_path) != 0
     assert begun == ["topics"] and capsys.readouterr().out == ""
+
+
+def test_pretraining_stops_goes_on_and_is_used(monkeypatch, capsys, tmp_path):
+    "A recipe in a file, a run in two parts, and the backbone that it ships as `--backbone`"
+    (tmp_path/"recipe.json").write_text(json.dumps(dict(classes=3, images=32, batch_size=8, image_size=32, points=256, precision="fp32")))
+    folder, backbone = tmp_path/"run", tmp_path/"mine.safetensors"
+    assert main(monkeypatch, "pretrain", folder, "--recipe", tmp_path/"recipe.json", "--steps", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    assert main(monkeypatch, "pretrain", folder, "--recipe", tmp_path/"recipe.json") == 1
+    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert main(monkeypatch, "pretrain", folder, "--resume", "--ship", tmp_path/"mine.bin") == 1
+    assert "must name a file that ends in .safetensors" in capsys.readouterr().err
+    assert main(monkeypatch, "pretrain", folder, "--resume", "--ship", backbone, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["steps"], result["images_seen"], result["precision"]) == (4, 32, "fp32")
+    assert main(monkeypatch, "image", "--backbone", backbone, "--labels-per-class", "1", "--freeze-depth", "5", "--epochs", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["image_size"] == 32
+
+
+def test_interrupted_pretraining_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupted(*args, **how): raise KeyboardInterrupt
+    monkeypatch.setattr("finetune_nb.pretraining.pretrain", interrupted)
+    assert main(monkeypatch, "pretrain", tmp_path/"run") == 130
+    assert "go on with --resume" in capsys.readouterr().err
