@@ -34,13 +34,13 @@ def test_readme_is_the_index():
 
 
 def test_the_lines_in_the_readme_run(monkeypatch):
-    "Word for word, but on a handful of sentences"
+    "Word for word, but on a handful of images"
     from finetune_nb import data
-    topics = data.topics
-    monkeypatch.setattr(data, "topics", lambda labels_per_class: topics(1, validation_per_class=1, test_per_class=2))
+    digits = data.digits
+    monkeypatch.setattr(data, "digits", lambda labels_per_class: digits(1, validation_per_class=1, test_per_class=2))
     lines, ran = "".join(re.findall(r"```python\n(.*?)```", (root/"README.md").read_text(encoding="utf-8"), flags=re.S)), {}
     exec(lines, ran)
-    assert len(ran["history"].epochs) == 6 and ran["model"].head.out_features == ran["task"].num_classes == 10
+    assert len(ran["history"].epochs) == 10 and ran["model"].backbone.fc.out_features == ran["task"].num_classes == 10
 
 
 def test_readme_links_lead_somewhere():
