@@ -48,7 +48,7 @@ def batch_order(lengths:Sequence[int], # the length of each example, in tokens; 
         batches[-1].append(last)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-# %% ../nbs/05_training.ipynb #3a2be7ae
+# %% ../nbs/05_training.ipynb #1a4aed22
 @dataclass
 class _Batch:
     "What the learner is called with, and what its scores are compared to."
@@ -62,7 +62,7 @@ class _Batches:
     "Encoded examples, or their states, batched as `batch_order` says, anew in each epoch."
     def __init__(self, model:nn.Module, examples:Examples, batch_size:int, seed:int|None=None, # None: not shuffled, not augmented
                  rank:int=0, world:int=1, # this process's number, and how many there are
-                 encode_now:bool=True, # False: `examples.inputs` are left as they are, unless they are texts
+                 encode_now:bool=True, # False: later, if at all; texts are encoded in any case
                  progress:bool=False):
         self.model, self.batch_size, self.seed, self.rank, self.world = model, batch_size, seed, rank, world
         own = range(rank, len(examples), world)
@@ -83,10 +83,10 @@ class _Batches:
     def keep(self, cut:Cut, **how):
         "Run the frozen prefix once for each example, and go on from its states."
         (self.states,), self.cut = run_prefix(cut, self.examples.inputs, self.encoded, **how), cut
-        if not cut.needs_inputs: self.encoded = None
+        if not isinstance(self.examples.inputs[0], str): self.encoded = None # images are large
 
     def forget(self, progress:bool):
-        "Go on from the inputs again."
+        "Learn from the inputs themselves."
         self.cut = self.states = None
         if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
@@ -99,17 +99,17 @@ class _Batches:
         "The batches of an epoch, from number `first` on."
         for positions in self.order(epoch)[first:]:
             count, weights = len(positions), None
-            if self.world > 1: # who owns nothing of this batch takes part all the same, with an example that weighs nothing
+            if self.world > 1: # who owns next to nothing of this batch takes part all the same, with examples that weigh nothing: BatchNorm cannot learn from one
                 own = [p // self.world for p in positions if p % self.world == self.rank]
-                weights, positions = (torch.full((len(own),), self.world / count), own) if own else (torch.zeros(1), [0])
+                others = [p for p in range(min(len(self.labels), len(own) + 2)) if p not in own][:max(0, 2 - len(own))]
+                weights, positions = torch.tensor([self.world / count] * len(own) + [0.0] * len(others)), own + others
             at = torch.tensor(positions)
             yield _Batch(self._inputs(positions, at, epoch), self.labels[at], at, count, weights)
 
     def _inputs(self, positions:list[int], at:torch.Tensor, epoch:int):
-        encoded = None if self.encoded is None else [self.encoded[i] for i in positions]
-        if self.states is not None:
-            states = self.states.of(at, epoch)
-            return (states, self.collate(encoded)) if self.cut.needs_inputs else (states,)
+        if self.states is not None and not self.cut.needs_inputs: return (self.states.of(at, epoch),)
+        encoded = [self.encoded[i] for i in positions]
+        if self.states is not None: return self.states.of(at, epoch), self.collate(encoded)
         if self.augments: encoded = _varied(self.model, encoded, epoch, [p * self.world + self.rank for p in positions], self.seed)
         return self.collate(encoded)
 
@@ -286,12 +286,12 @@ def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
-# %% ../nbs/05_training.ipynb #3edb9570
+# %% ../nbs/05_training.ipynb #deb11169
 class _Run:
     "A fit: what it is made of, and how far it has come."
     def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
         self.model, self.task, self.settings, self.shallowest = model, task, settings, depths[-1]
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())) # or several processes would not find each other
         set_seed(settings["seed"], device_specific=True)
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.progress = progress and self.main
@@ -336,8 +336,6 @@ class _Run:
         "Freeze at `depth` (None: as it is), run what is frozen, and set up what learns."
         if depth is not None: freeze(self.model, depth)
         self.depth = freeze_depth(self.model)
-        for part in (self.train, self.validation):
-            if part.states is not None: part.forget(self.progress and self.depth == 0)
         learner = self.model
         if self.depth and self.keep_states is not None: self.not_kept = self._cannot_keep(self.depth)
         if self.depth and self.keep_states is not None:
@@ -348,7 +346,9 @@ class _Run:
             where = " and ".join(dict.fromkeys(states.where for states in kept))
             self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
                       f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")
-        elif self.depth and self.not_kept: self._say(f"{self.depth} frozen blocks run in every epoch: {self.not_kept}")
+        else:
+            for part in (self.train, self.validation): part.forget(self.progress)
+            if self.depth and self.not_kept: self._say(f"{self.depth} frozen blocks run in every epoch: {self.not_kept}")
         if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
         self.learner = self.accelerator.prepare(learner)
 
@@ -422,7 +422,7 @@ class _Run:
         if score > self.best_score: self.best, self.best_score, history.best_epoch = self.snapshot(), score, self.epoch
         self.bar.set_postfix(loss=f"{loss:.3f}", validation=f"{judged.accuracy:.1%}")
 
-# %% ../nbs/05_training.ipynb #5827a8c7
+# %% ../nbs/05_training.ipynb #ee671417
 def _random_state() -> dict: # JSON
     name, keys, *rest = np.random.get_state()
     version, numbers, gauss = random.getstate()
@@ -439,7 +439,9 @@ def _set_random_state(state:dict):
 
 def _checksum(tensors:dict[str, torch.Tensor], about:str) -> str:
     sha256 = hashlib.sha256(about.encode())
-    for name in sorted(tensors): sha256.update(name.encode() + tensors[name].reshape(-1).view(torch.uint8).numpy())
+    for name in sorted(tensors):
+        sha256.update(name.encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return sha256.hexdigest()
 
 class _Checkpoints:

@@ -27,7 +27,7 @@ import finetune_nb
 from .data import open_image
 from .freezing import Block, blocks
 
-# %% ../nbs/06_resnet.ipynb #080b2532
+# %% ../nbs/06_resnet.ipynb #730ea1f1
 @dataclass(frozen=True)
 class Preprocessing:
     "How a backbone wants its images: resized, cut to a square, normalised."
@@ -64,7 +64,12 @@ class _Normalise(nn.Module):
     def __init__(self, preprocessing:Preprocessing):
         super().__init__()
         self.preprocessing = preprocessing
-    def forward(self, images): return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("like", torch.empty(0), persistent=False) # has the type of the model's numbers
+
+    def forward(self, images):
+        if not images.is_floating_point(): images = images.to(self.like.dtype) / 255
+        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+
     def extra_repr(self): return f"{self.preprocessing.mean}, {self.preprocessing.std}"
 
 def _described(x) -> str: return f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
