@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/finetune_nb.installed
 NOTEBOOKS ?=
+PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab lessons export clean
+.PHONY: help install run test lab lessons export docs preview clean
 
 help:     ## list what `make` can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,6 +31,12 @@ export: $(STAMP) ## write the module and README.md from the notebooks, and clean
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python nbs/readme.py
+
+docs: $(STAMP) ## build the site in _docs, with Quarto where it is installed
+	@$(BIN)/python nbs/pages.py
+
+preview: docs ## build the site and serve it on this machine; PORT=8001 for another port
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
 clean:    ## remove what was built; .venv stays
 	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log finetune_nb_run
