@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['batch_order', 'Evaluation', 'evaluate', 'predict', 'parameter_groups', 'History', 'TrainingDiverged', 'fit']
 
-# %% ../nbs/05_training.ipynb #ba346d9f
+# %% ../nbs/05_training.ipynb #3bbabb14
 import hashlib, json, math, os, random, sys, time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, _varied, digest, encode, evaluating, run_prefix, to_device
+from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, _varied, digest, encode, evaluating, fast_batch, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -48,7 +48,7 @@ def batch_order(lengths:Sequence[int], # the length of each example, in tokens; 
         batches[-1].append(last)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-# %% ../nbs/05_training.ipynb #1a4aed22
+# %% ../nbs/05_training.ipynb #c707ef7f
 @dataclass
 class _Batch:
     "What the learner is called with, and what its scores are compared to."
@@ -60,7 +60,9 @@ class _Batch:
 
 class _Batches:
     "Encoded examples, or their states, batched as `batch_order` says, anew in each epoch."
-    def __init__(self, model:nn.Module, examples:Examples, batch_size:int, seed:int|None=None, # None: not shuffled, not augmented
+    def __init__(self, model:nn.Module, examples:Examples,
+                 batch_size:int|None, # None: what is fast
+                 seed:int|None=None, # None: not shuffled, not augmented
                  rank:int=0, world:int=1, # this process's number, and how many there are
                  encode_now:bool=True, # False: later, if at all; texts are encoded in any case
                  progress:bool=False):
@@ -90,9 +92,13 @@ class _Batches:
         self.cut = self.states = None
         if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
+    def _fast(self) -> int:
+        if isinstance(self.examples.inputs[0], str): return 64
+        return fast_batch(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0]))[0])
+
     def order(self, epoch:int) -> list[list[int]]:
         "The positions of each batch, among all processes' examples; they depend on the seed and the epoch alone."
-        if self.seed is None: return batch_order(self.lengths, self.batch_size)
+        if self.seed is None: return batch_order(self.lengths, self.batch_size or self._fast())
         return batch_order(self.lengths, self.batch_size, torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])))
 
     def epoch(self, epoch:int=0, first:int=0) -> Iterator[_Batch]:
@@ -113,7 +119,7 @@ class _Batches:
         if self.augments: encoded = _varied(self.model, encoded, epoch, [p * self.world + self.rank for p in positions], self.seed)
         return self.collate(encoded)
 
-# %% ../nbs/05_training.ipynb #4cf62410
+# %% ../nbs/05_training.ipynb #2e5d2c80
 @dataclass
 class Evaluation:
     "How a model does on examples."
@@ -171,14 +177,14 @@ def _evaluate(model:nn.Module, batches:_Batches) -> Evaluation:
 
 def evaluate(model:nn.Module, # any classifier
              examples:Examples, # what to judge it on, usually `task.test`
-             batch_size:int=64, # examples in a batch; changes the speed only
+             batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
             )->Evaluation: # loss, accuracy, macro F1, confusion matrix, probabilities
     "Judge a model on examples, in evaluation mode; its own mode is put back."
     return _evaluate(model, _Batches(model, examples, batch_size))
 
 def predict(model:nn.Module, # any classifier
             inputs:Sequence, # texts, or images `uint8[N, C, H, W]`
-            batch_size:int=64, # examples in a batch; changes the speed only
+            batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
            )->np.ndarray: # float[N, C], the probability of each class
     "The probability of each class for inputs without labels."
     if isinstance(inputs, str): raise ValueError(f"predict takes a list of inputs, got one text: write predict(model, [{inputs[:20]!r}]).")
@@ -286,7 +292,7 @@ def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
-# %% ../nbs/05_training.ipynb #deb11169
+# %% ../nbs/05_training.ipynb #e9933fea
 class _Run:
     "A fit: what it is made of, and how far it has come."
     def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
@@ -298,7 +304,7 @@ class _Run:
         model.to(self.accelerator.device)
         self.keep_states = keep if keep is not None and depths[0] > 0 else None # how, for `run_prefix`; None: never
         self.not_kept = self._cannot_keep(depths[0]) if self.keep_states is not None else ""
-        self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, 64)
+        self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
         groups = parameter_groups(model, self.shallowest, *(settings[name] for name in ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay")))
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.stepper = self.optimizer if self.accelerator.scaler is None else self.accelerator.prepare(self.optimizer) # Accelerate's scales the loss where it must, and costs half a millisecond a step
