@@ -109,7 +109,7 @@ class Report:
         return (f"<p>Pre-flight of <code>{html.escape(self.source)}</code>: {self.read:,} {self.kind}s</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>"
                 f"<p><b>{html.escape(self.verdict)}</b></p>")
 
-# %% ../nbs/01c_preflight.ipynb #08849955
+# %% ../nbs/01c_preflight.ipynb #076ea7dd
 _IMAGE_FILES = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _FORMATS = sorted(set(_IMAGE_FILES.values())) # nothing else is tried: EPS, for one, would start another program
 
@@ -124,7 +124,8 @@ def _upright_rgb(image:Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F": # 16 bits and more: use the range that is there
         values = np.nan_to_num(np.asarray(image, dtype=float), posinf=0, neginf=0)
-        image = Image.fromarray((255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8))
+        shares = np.nan_to_num((values - values.min()) / (np.ptp(values) or 1))
+        image = Image.fromarray((255 * shares.clip(0, 1)).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
