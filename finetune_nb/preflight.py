@@ -209,7 +209,7 @@ def _joined(count:int, pairs:Sequence) -> np.ndarray:
     pairs = np.asarray(pairs, int).reshape(-1, 2)
     return connected_components(coo_array((np.ones(len(pairs)), pairs.T), shape=(count, count)), directed=False)[1]
 
-# %% ../nbs/01c_preflight.ipynb #0ffc3d64
+# %% ../nbs/01c_preflight.ipynb #ccc13310
 _PARTS = dict(train=("train", "training"), validation=("val", "valid", "validation", "dev"), test=("test", "testing"))
 _part_of = {name: part for part, names in _PARTS.items() for name in names}
 _SYSTEM = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
@@ -270,8 +270,7 @@ def _labelled_files(top:Path, endings, notes:_Notes, what:str) -> tuple[list[Pat
             if len(below) == 1 and len(inner) > 1 and "" not in inner:
                 notes.add("one level too deep", _STOPS, (folder/label).relative_to(top), f"it is the only folder with {what}s, and holds them in {len(inner)} folders: if these are the classes, give {str(folder/label)!r}")
     if not files:
-        example = next(iter(sorted(endings)))
-        notes.add("no classes", _STOPS, "", f"no folder in {str(top)!r} has {what}s in it, expected a folder for each class, as in {what}s/cat/1{example}")
+        notes.add("no classes", _STOPS, "", f"no folder in {str(top)!r} has {what}s in it, expected a folder for each class, as in cat/1{'.jpg' if what == 'image' else '.txt'}")
     return files, labels, parts
 
 # %% ../nbs/01c_preflight.ipynb #cb3a09cb

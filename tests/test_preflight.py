@@ -153,7 +153,7 @@ def test_a_folder_with_no_classes_stops(tmp_path):
     for i in range(3): picture().save(tmp_path/f"{i}.jpg")
     report = checked(tmp_path)
     assert not report.ok and found(report)["no classes"][0] == "stops" and found(report)["image in no class"][1] == {"0.jpg": "3 left out: they lie beside the class folders, in none of them"}
-    with pytest.raises(ValueError, match="has images in it, expected a folder for each class, as in images/cat/1.bmp"): data.image_folder(tmp_path)
+    with pytest.raises(ValueError, match="has images in it, expected a folder for each class, as in cat/1.jpg"): data.image_folder(tmp_path)
 
 
 def test_a_folder_one_level_too_deep_says_which_to_give(tmp_path):
