@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['reserved', 'require_room', 'save', 'Predictor', 'load', 'export_onnx']
 
-# %% ../nbs/10_your_own_data.ipynb #e813b62e
-import hashlib, inspect, json, os, platform, shlex, shutil
+# %% ../nbs/10_your_own_data.ipynb #3745d76c
+import hashlib, inspect, json, os, platform, shutil, warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -245,7 +245,7 @@ def load(folder # what `save`, or `--out`, has written
     except (SafetensorError, RuntimeError, KeyError, TypeError, OSError) as error: raise OSError(f"The model in {str(folder)!r} cannot be loaded: {error}") from error
     return Predictor(model.eval(), about["classes"], about)
 
-# %% ../nbs/10_your_own_data.ipynb #3df4a2de
+# %% ../nbs/10_your_own_data.ipynb #3eac89ac
 def export_onnx(folder, # a saved model
                 file=None, # where; None: `model.onnx` in the folder
                )->Path: # the file; images `uint8[B, 3, S, S]`, or `input_ids` and `attention_mask` `int64[B, T]`, to `scores` `float[B, C]`
@@ -260,7 +260,9 @@ def export_onnx(folder, # a saved model
     else: given, other = [model.collate(model.encode(texts)) for texts in (["a text", "and another one, a little longer"], ["one", "two words", "three words here, and then some more of them"])]
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.max_length) if saved.about["kind"] == "text" else None
     shapes = {name: {0: batch, 1: length} if length else {0: batch} for name in given}
-    torch.onnx.export(model, kwargs=given, f=str(file), input_names=list(given), output_names=["scores"], dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # about names of axes that are equal, and of no use to anybody
+        torch.onnx.export(model, kwargs=given, f=str(file), input_names=list(given), output_names=["scores"], dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     with torch.no_grad(): expected = model(**other)
     found = torch.tensor(session.run(None, {name: t.numpy() for name, t in other.items()})[0])
