@@ -3,12 +3,14 @@ __version__ = "0.1.0"
 # `import finetune_nb` is instant: a name below is imported when it is first used (PEP 562), and torch with it.
 # To offer a name at the top level, add it to its module's line.
 _names = {
+    "preflight": ["check"],
     "data": ["baseline", "Task"],
     "text": [],
     "vision": [],
     "cache": [],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
+    "saving": ["load"],
     "pretraining": [],
     "gradient": [],
     "cli": [],

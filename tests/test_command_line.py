@@ -1,23 +1,19 @@
 """The command, as a user runs it: in a process of its own, with the network off, interrupted, and given nonsense."""
-import json, re, shutil, signal, subprocess, sys, time
+import io, json, re, shutil, signal, subprocess, sys, time
 from functools import partial
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
-from finetune_nb import cli, data, evaluate, text, training, vision
+import finetune_nb
+from finetune_nb import cli, data, evaluate, training, vision
 
 program = str(Path(sys.executable).with_name("finetune-nb"))
 text_command = ["text", "--labels-per-class", "5", "--freeze-depth", "7", "--json"]
 image_command = ["image", "--labels-per-class", "5", "--freeze-depth", "5", "--json"]
 
 
-def saved_text(out): return text.classifier("minilm", 10, seed=9)
-def saved_image(out): return vision.classifier(str(out/"model.safetensors"), 10, seed=9)
-
-
-@pytest.mark.parametrize("command, task, backbone, reload", [(text_command, data.topics, "minilm", saved_text),
-                                                             (image_command, data.digits, "resnet18-fractal", saved_image)], ids=["text", "image"])
-def test_offline_from_start_to_saved_model(quiet, tmp_path, command, task, backbone, reload):
+@pytest.mark.parametrize("command, task, backbone", [(text_command, data.topics, "minilm"), (image_command, data.digits, "resnet18-fractal")], ids=["text", "image"])
+def test_offline_from_start_to_saved_model(quiet, tmp_path, command, task, backbone):
     "No interface but loopback, and no setting that says so: the embedded backbones need none"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this system cannot take the network away from a process (unshare -rn)")
@@ -35,14 +31,13 @@ def test_offline_from_start_to_saved_model(quiet, tmp_path, command, task, backb
     assert result["num_test"] >= 1000 and result["train_loss"][1] < result["train_loss"][0] and 0.1 < result["accuracy"] < 1
     assert len(ran.stdout.splitlines()) == 1, "standard output is for the result alone"
 
-    from safetensors.torch import load_model
-    model = reload(out)
-    load_model(model, out/"model.safetensors")
+    model = finetune_nb.load(out).model
     assert evaluate(model, task.test).accuracy == pytest.approx(result["accuracy"], abs=1e-6), "the saved weights give the reported accuracy"
     saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
     assert saved["classes"] == list(task.classes) and saved["backbone"] == backbone
     if task.kind == "image": assert saved["preprocessing"]["image_size"] == saved["image_size"] == model.preprocessing.image_size == 64
     assert all((out/name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
+    assert saved["command"].startswith(f"finetune-nb {' '.join(command)}") and saved["command"] in (out/"README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
@@ -134,16 +129,92 @@ def test_a_folder_of_pictures_of_every_kind(monkeypatch, capsys, photographs, tm
     result = json.loads(capsys.readouterr().out)
     assert (result["task"], result["num_test"], result["labels_per_class"], result["image_size"], result["flip"], result["augment"]) == ("photographs", 2, None, 32, True, True)
     saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
-    assert saved["classes"] == ["left", "right"] and saved["made"]["folder"] == str(photographs)
+    assert saved["classes"] == ["left", "right"] and saved["made"]["source"] == str(photographs)
     assert vision.classifier(str(out/"model.safetensors"), 2).preprocessing.image_size == 32
 
 
-def test_a_damaged_picture_is_named(monkeypatch, capsys, photographs):
+def test_damaged_pictures_are_named(monkeypatch, capsys, photographs):
     photo = photographs/"left"/"photo.jpg"
     for damaged in photographs.rglob("left/*"): damaged.write_bytes(photo.read_bytes()[:200])
     assert main(monkeypatch, "image", photographs, "--epochs", "1") == 1
     printed = capsys.readouterr().err
-    assert re.search(r"finetune-nb: The image '.*left.*' cannot be opened", printed) and "Traceback" not in printed
+    assert re.search(r"truncated image +7 +skips +left/", printed) and re.search(r"finetune-nb: The pre-flight of '.*' stops. 7 of 14 examples", printed) and "Traceback" not in printed
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    "A table of which one row is damaged"
+    file = tmp_path_factory.mktemp("reviews")/"reviews.csv"
+    file.write_text("review,verdict\n" + "".join(f"it is {word} {i},{label}\n" for i in range(15) for word, label in (("fine", "good"), ("poor", "bad"))) + "what,is,this\n", encoding="utf-8")
+    return file
+
+
+head_alone = ["--freeze-depth", "7", "--epochs", "1", "--json"]
+
+
+def test_from_a_table_to_a_model_that_is_used_and_exported(monkeypatch, capsys, reviews, tmp_path):
+    "check, text, predict and export, each by its command"
+    assert main(monkeypatch, "check", reviews) == 0
+    printed = capsys.readouterr().out
+    assert "reviews.csv, line 32: 3 fields, the header has 2" in printed and "Goes on with 30 of 31 examples in 2 classes" in printed
+    out = tmp_path/"out"
+    assert main(monkeypatch, "text", reviews, *head_alone, "--pooling", "pooler", "--out", out) == 0
+    printed = capsys.readouterr()
+    assert "row with too many fields" in printed.err, "the pre-flight comes by itself"
+    result = json.loads(printed.out)
+    assert (result["task"], result["num_test"], result["labels_per_class"]) == ("reviews.csv", 6, None)
+    assert json.loads((out/"result.json").read_text(encoding="utf-8"))["made"]["skipped"] == [["reviews.csv, line 32", "row with too many fields: 3 fields, the header has 2"]]
+    assert main(monkeypatch, "text", reviews, *head_alone, "--out", out) == 1 and "say --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("it is fine\n\nit is, well, poor\n"))
+    assert main(monkeypatch, "predict", out, "--top", "2") == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2"] and list(table.input) == ["it is fine", "it is, well, poor"]
+    (note := tmp_path/"note.txt").write_text("all is\nfine")
+    assert main(monkeypatch, "predict", out, note, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["input"] == "all is\nfine" and answer["class"] in ("good", "bad") and 0.5 <= answer["probability"] <= 1
+    assert main(monkeypatch, "export", out) == 1 and "Say --onnx" in capsys.readouterr().err
+
+
+def test_predicting_images_of_a_folder(monkeypatch, capsys, photographs, tmp_path):
+    assert main(monkeypatch, "image", photographs, "--image-size", "32", "--epochs", "1", "--freeze-depth", "5", "--out", tmp_path/"out", "--json") == 0
+    capsys.readouterr()
+    photo = photographs/"left"/"photo.jpg"
+    assert main(monkeypatch, "predict", tmp_path/"out", photographs/"right", photo) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert len(table) == 8 and table.input.iloc[-1] == str(photo) and set(table["class"]) <= {"left", "right"}
+    assert main(monkeypatch, "predict", tmp_path/"out") == 1 and "There is nothing to predict: give image files" in capsys.readouterr().err
+    assert main(monkeypatch, "predict", tmp_path/"out", tmp_path/"gone.png") == 1 and "There is no file and no folder" in capsys.readouterr().err
+    assert main(monkeypatch, "export", tmp_path/"out", "--onnx", "--file", tmp_path/"model.onnx") == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path/"model.onnx") and (tmp_path/"model.onnx").stat().st_size > 40_000_000
+
+
+def test_check_says_whether_a_training_would_stop(monkeypatch, capsys, photographs):
+    (photographs/"left"/"empty.png").touch()
+    assert main(monkeypatch, "check", photographs, "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["stops"][0].startswith("1 of 15 examples (6.7%)") and summary["usable"] == 14 and not summary["ok"]
+    assert main(monkeypatch, "check", photographs, "--most-bad", "0.1") == 0
+    assert "left/empty.png: it has 0 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+def test_interrupted_training_of_your_own_is_saved_and_a_second_run_is_refused(quiet, reviews, tmp_path):
+    "two runs into one folder: the second is refused while the first trains; Ctrl-C then saves what there is"
+    out = tmp_path/"out"
+    command = [program, "text", str(reviews), "--freeze-depth", "7", "--epochs", "500", "--out", str(out), "--json"]
+    process = subprocess.Popen(command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    seen = ""
+    while "validation=" not in seen:
+        seen += process.stderr.read(1)
+        assert process.poll() is None, seen
+    second = subprocess.Popen([*command, "--overwrite"], env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    assert "Another run writes to" in second.communicate(timeout=120)[1] and second.returncode == 1
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert json.loads(printed)["stopped"] == "interrupted" and finetune_nb.load(out).predict("it is fine").shape == (1, 3)
+    assert not (out/".lock").exists() and "(interrupted)" in (out/"README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

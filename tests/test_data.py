@@ -40,11 +40,13 @@ def test_digits_refuse_nonsense(monkeypatch):
 
 # Folders
 
+noise = np.random.default_rng(0)
+
 def fill(folder, **counts):
-    "A folder for each class with so many pictures, each of another shade"
+    "A folder for each class with so many pictures, no two alike"
     for name, count in counts.items():
         (folder/name).mkdir(parents=True)
-        for i in range(count): Image.new("RGB", (8, 8), (i, len(name), 0)).save(folder/name/f"{i}.png")
+        for i in range(count): Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder/name/f"{i}.png")
 
 
 def files(examples): return set(map(str, examples.inputs))
@@ -98,8 +100,8 @@ def test_what_is_no_class_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("make, options, sentence", [
-    (dict(cat=5), {}, "has 1 folders with images in them, expected one for each of at least two"),
-    (dict(cat=5, dog=2), {}, "Class 'dog' has 1 training image left, too few to set one aside"),
+    (dict(cat=5), {}, "cat: it is the only class, expected at least two"),
+    (dict(cat=5, dog=2), {}, "dog: it has 2 training examples, expected at least 3"),
     (dict(cat=5, dog=5), dict(labels_per_class=4), "Class 'cat' has 3 training images, too few for labels_per_class=4"),
     (dict(cat=5, dog=5), dict(labels_per_class=0), "labels_per_class must be at least 1, got 0"),
     (dict(cat=5, dog=5), dict(test=1), "test must be above 0 and below 1"),
@@ -112,7 +114,7 @@ def test_a_folder_that_cannot_do_is_refused(make, options, sentence, tmp_path):
 def test_a_class_that_was_never_seen_is_refused(tmp_path):
     fill(tmp_path/"train", cat=5, dog=5)
     fill(tmp_path/"test", cat=5, bird=5)
-    with pytest.raises(ValueError, match="The test folder has a class 'bird' that the training folder lacks; it knows cat, dog"): data.image_folder(tmp_path)
+    with pytest.raises(ValueError, match="bird: it is seen in test only, .* the training part knows cat, dog"): data.image_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no folder .*nowhere"): data.image_folder(tmp_path/"nowhere")
 
 

@@ -1,0 +1,244 @@
+"""A saved model: what other tools make of it, what it refuses, and what happens to the folder when things go wrong."""
+import json, os, re, shutil, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch, torchvision, yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
+import finetune_nb
+from finetune_nb import data, evaluate, fit, freeze, saving, text, vision
+from finetune_nb.data import Examples, Task
+
+small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+families = {"bert": lambda: BertModel(BertConfig(**small)), "roberta": lambda: RobertaModel(RobertaConfig(**small, pad_token_id=0))}
+sentences = ["a good day", "a fine and sunny day, all in all", "the bad night of it", "dark", "the sad end"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return text.classifier("minilm", 2).tokenizer
+
+
+@pytest.fixture(scope="module")
+def mood():
+    examples = Examples(sentences, [0, 0, 1, 1, 2] * 4)
+    return Task("mood", "text", ["good", "bad", "sad"], examples, examples, examples, dict(source="moods.csv", skipped=[("moods.csv, line 9", "empty text: there is nothing to read")]))
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pets"), np.random.default_rng(0)
+    for name in ("cat", "dog", "emu"):
+        (folder/name).mkdir()
+        for i in range(6): Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((60, 45)).save(folder/name/f"{i}.png")
+    return data.image_folder(folder)
+
+
+def trained(model, task, folder, depth=2, **more):
+    "Fine-tuned for an epoch and saved: what it says of the test examples"
+    freeze(model, depth)
+    history = fit(model, task, epochs=1, progress=False)
+    evaluation = evaluate(model, task.test)
+    saving.save(folder, model, task, history, evaluation, more)
+    return evaluation
+
+
+@pytest.fixture(scope="module", params=[(family, pooling) for family in families for pooling in ("mean", "pooler")], ids="-".join)
+def saved_text(request, tmp_path_factory, tokenizer, mood):
+    family, pooling = request.param
+    backbone, folder = tmp_path_factory.mktemp("backbone"), tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    families[family]().save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    model = text.classifier(str(backbone), 3, pooling=pooling, max_length=12)
+    return folder, model, pooling, trained(model, mood, folder, backbone="tiny", command="finetune-nb text moods.csv --out mine")
+
+
+@pytest.fixture(scope="module")
+def saved_image(tmp_path_factory, pets):
+    folder = tmp_path_factory.mktemp("saved")
+    model = vision.classifier("resnet18-fractal", 3, image_size=32)
+    return folder, model, trained(model, pets, folder, 4, backbone="resnet18-fractal")
+
+
+def test_a_text_model_comes_back(saved_text, mood):
+    folder, model, pooling, evaluation = saved_text
+    again = finetune_nb.load(folder)
+    assert np.allclose(evaluate(again.model, mood.test).probabilities, evaluation.probabilities, atol=1e-6)
+    table = again.predict(sentences, top=3, batch_size=3)
+    assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"] and list(table.input) == sentences
+    assert list(table["class"]) == [mood.classes[i] for i in evaluation.predicted] and np.allclose(table.filter(like="probability").sum(axis=1), 1, atol=1e-5)
+    assert again.predict("a good day").shape == (1, 3) and "3 classes for texts: good, bad, sad" in repr(again)
+
+
+def test_transformers_loads_a_pooler_and_refuses_a_mean(saved_text):
+    folder, model, pooling, _ = saved_text
+    if pooling == "mean":
+        with pytest.raises((ValueError, OSError)): AutoModelForSequenceClassification.from_pretrained(folder)
+        assert "no class of Transformers for sequence classification does" in (folder/"README.md").read_text(encoding="utf-8")
+        return
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.config.id2label == {0: "good", 1: "bad", 2: "sad"}
+    batch = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape[1] <= 12, "it cuts where we do"
+    with torch.no_grad(): assert torch.equal(theirs.eval()(**batch).logits, model.eval()(**model.collate(model.encode(sentences))))
+
+
+def test_an_image_model_comes_back_and_torchvision_loads_it(saved_image, pets):
+    folder, model, evaluation = saved_image
+    again = finetune_nb.load(folder)
+    assert np.allclose(evaluate(again.model, pets.test).probabilities, evaluation.probabilities, atol=1e-6)
+    assert list(again.predict(pets.test.inputs)["class"]) == [pets.classes[i] for i in evaluation.predicted]
+    assert list(again.predict(Image.open(pets.test.inputs[0]))["class"]) == [pets.classes[evaluation.predicted[0]]]
+    plain = torchvision.models.resnet18(num_classes=3)
+    plain.load_state_dict(load_file(folder/"model.safetensors"))
+    about = json.loads((folder/"model.json").read_text(encoding="utf-8"))["preprocessing"]
+    prepare = torchvision.transforms.v2.Compose([torchvision.transforms.v2.Resize(about["resize_size"]), torchvision.transforms.v2.CenterCrop(about["image_size"]), torchvision.transforms.v2.PILToTensor(),
+                                                 torchvision.transforms.v2.ToDtype(torch.float32, scale=True), torchvision.transforms.v2.Normalize(about["mean"], about["std"])])
+    with torch.no_grad(): theirs = plain.eval()(torch.stack([prepare(data.open_image(f)) for f in pets.test.inputs])).softmax(1)
+    assert np.allclose(theirs.numpy(), evaluation.probabilities, atol=1e-5)
+
+
+def test_a_test_set_without_one_of_the_classes_is_saved_too(pets, tmp_path):
+    part = pets.test.subset([i for i, label in enumerate(pets.test.labels) if label < 2])
+    task = Task("part", "image", pets.classes, pets.train, pets.validation, part)
+    trained(vision.classifier("resnet18-fractal", 3, image_size=32), task, tmp_path/"out", 5)
+    rows = json.loads((tmp_path/"out"/"result.json").read_text(encoding="utf-8"))["per_class"]
+    assert rows[2]["test examples"] == 0 and rows[2]["recall"] is None and "| emu | 0 | – |" in (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_is_one_of_the_hub(saved_text, saved_image):
+    for folder, kind in ((saved_text[0], "text-classification"), (saved_image[0], "image-classification")):
+        _, head, body = (folder/"README.md").read_text(encoding="utf-8").split("---\n", 2)
+        about = yaml.safe_load(head)
+        metrics = {m["type"]: m["value"] for m in about["model-index"][0]["results"][0]["metrics"]}
+        result = json.loads((folder/"result.json").read_text(encoding="utf-8"))
+        assert about["pipeline_tag"] == kind and metrics == {"accuracy": round(result["accuracy"], 4), "f1": round(result["macro_f1"], 4)}
+        assert all((folder/name).read_bytes().startswith(b"\x89PNG") for name in re.findall(r"\((\w+\.png)\)", body)) and "curves.png" in body
+        for code in re.findall(r"```python\n(.*?)```", body, flags=re.S):
+            if "torchvision" in code or "transformers" in code: exec(code.replace("DIR", folder.as_posix()), {})
+    body = (saved_text[0]/"README.md").read_text(encoding="utf-8")
+    assert "finetune-nb text moods.csv --out mine" in body and "`moods.csv, line 9` (empty text: there is nothing to read)" in body and "read from `moods.csv`" in body
+
+
+def exported(folder):
+    for package in ("onnx", "onnxruntime", "onnxscript"): pytest.importorskip(package)
+    import onnxruntime
+    return onnxruntime.InferenceSession(str(saving.export_onnx(folder, folder/"elsewhere.onnx")), providers=["CPUExecutionProvider"])
+
+
+def test_onnxruntime_agrees_on_texts(saved_text):
+    folder, model, _, _ = saved_text
+    session = exported(folder)
+    for texts in (["dark"], sentences, ["a good day"] * 3):
+        batch = model.collate(model.encode(texts))
+        with torch.no_grad(): expected = model.eval()(**batch)
+        assert np.abs(session.run(None, {name: t.numpy() for name, t in batch.items()})[0] - expected.numpy()).max() < 1e-4
+
+
+def test_onnxruntime_agrees_on_images(saved_image, pets):
+    folder, model, _ = saved_image
+    session = exported(folder)
+    for files in (pets.test.inputs, pets.test.inputs[:1]):
+        batch = model.collate(model.encode(files))
+        with torch.no_grad(): expected = model.eval()(batch)
+        assert np.abs(session.run(None, {"images": batch.numpy()})[0] - expected.numpy()).max() < 1e-4
+
+
+def test_exporting_without_onnx_is_one_sentence(saved_image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package onnxscript: pip install 'finetune-nb\[export\]'"): saving.export_onnx(saved_image[0])
+
+
+# What is refused
+
+def copy(saved, tmp_path): return Path(shutil.copytree(saved[0], tmp_path/"copy"))
+
+
+def test_damaged_or_changed_models_are_refused(saved_image, tmp_path):
+    folder = copy(saved_image, tmp_path)
+    weights = load_file(folder/"model.safetensors")
+    save_file(weights | {"fc.bias": weights["fc.bias"] + 1}, folder/"model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors in .* has SHA-256 .*, expected .*: the file is damaged or was changed"): finetune_nb.load(folder)
+    (folder/"model.safetensors").unlink()
+    with pytest.raises(OSError, match="The model in .* cannot be loaded: .*No such file"): finetune_nb.load(folder)
+    for content, sentence in (("{", "model.json in .* cannot be read"), ('{"kind": "text"}', "lacks kind, classes or sha256"), ("[]", "lacks kind, classes or sha256")):
+        (folder/"model.json").write_text(content)
+        with pytest.raises(ValueError, match=sentence): finetune_nb.load(folder)
+    (folder/"model.json").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no saved model .*: give a folder that --out"): finetune_nb.load(folder)
+
+
+def test_loading_runs_no_code(saved_text, tmp_path):
+    "A folder that somebody has laced: the code beside the weights, and a pickle, are not touched"
+    folder = copy(saved_text, tmp_path)
+    (folder/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')\nclass Evil: pass\n")
+    (folder/"pytorch_model.bin").write_bytes(b"cbuiltins\nexec\n(S'open(%r, \"w\")'\ntR." % str(tmp_path/"ran").encode())
+    for name in ("config.json", "tokenizer_config.json", "model.json"):
+        if (file := folder/name).exists(): file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}))
+    about = json.loads((folder/"model.json").read_text(encoding="utf-8"))
+    about["backbone"]["auto_map"] = about["auto_map"]
+    (folder/"model.json").write_text(json.dumps(about))
+    try: finetune_nb.load(folder).predict("a good day")
+    except (OSError, ValueError): pass
+    assert not (tmp_path/"ran").exists()
+
+
+def test_nonsense_to_predict_is_refused(saved_text, saved_image):
+    for top in (0, 4):
+        with pytest.raises(ValueError, match=f"top must be between 1 and the 3 classes, got {top}"): finetune_nb.load(saved_text[0]).predict("a", top=top)
+    with pytest.raises(ValueError, match="This model reads texts, got int"): finetune_nb.load(saved_text[0]).predict([3])
+    with pytest.raises(OSError, match="The image 'gone.png' cannot be opened"): finetune_nb.load(saved_image[0]).predict("gone.png")
+    with pytest.raises(ValueError, match="predict got no inputs"): finetune_nb.load(saved_image[0]).predict([])
+    with pytest.raises(ValueError, match="save takes a classifier of vision or text, got Linear"): saving._write_weights(Path(), torch.nn.Linear(1, 1), [])
+
+
+# The folder
+
+def test_a_folder_is_kept_for_one_run(tmp_path):
+    with saving.reserved(tmp_path/"new") as folder:
+        with pytest.raises(FileExistsError, match="Another run writes to .*new' now: wait for it"):
+            with saving.reserved(folder): pass
+        code = f"from finetune_nb import saving\nwith saving.reserved({str(folder)!r}, overwrite=True): pass"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "Another run writes to" in ran.stderr
+    assert not folder.exists(), "nothing was saved, so nothing is left"
+
+
+def test_what_is_there_is_refused_and_stays(tmp_path):
+    (tmp_path/"precious").write_text("mine")
+    with pytest.raises(FileExistsError, match="already holds something, and nothing is overwritten: name a new folder, or say --overwrite"):
+        with saving.reserved(tmp_path): pass
+    with pytest.raises(FileExistsError, match="precious' is a file"):
+        with saving.reserved(tmp_path/"precious", overwrite=True): pass
+    assert [f.name for f in tmp_path.iterdir()] == ["precious"]
+
+
+def test_overwriting_replaces_a_model_and_nothing_else(saved_image, pets, tmp_path):
+    folder = copy(saved_image, tmp_path)
+    (folder/"notes.txt").write_text("mine")
+    (folder/"config.json").write_text("of a text model that was here")
+    before = (folder/"model.safetensors").read_bytes()
+    with saving.reserved(folder, overwrite=True): trained(vision.classifier("resnet18-fractal", 3, image_size=32, seed=5), pets, folder, 5)
+    assert (folder/"notes.txt").read_text() == "mine" and not (folder/"config.json").exists() and (folder/"model.safetensors").read_bytes() != before and not (folder/".lock").exists()
+    assert finetune_nb.load(folder).predict(pets.test.inputs).shape == (len(pets.test), 3)
+
+
+def test_a_failed_save_leaves_the_old_model(saved_image, pets, tmp_path, monkeypatch):
+    folder = copy(saved_image, tmp_path)
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    def full(self, *args, **options): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("finetune_nb.gradient.Picture.savefig", full)
+    with pytest.raises(OSError, match=r"could not be saved in .* \(No space left on device\): make room there"): trained(vision.classifier("resnet18-fractal", 3, image_size=32), pets, folder, 5)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mount")
+def test_a_read_only_and_a_full_disk_are_noticed_before_training(tmp_path):
+    "Real ones: mounted in a namespace of their own"
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode: pytest.skip("this system lets nobody mount (unshare -rm)")
+    code = ("import sys\nfrom finetune_nb import saving, vision\ntry:\n    with saving.reserved(sys.argv[1]) as folder: saving.require_room(folder, vision.classifier('resnet18-fractal', 2))\n"
+            "except OSError as error: print(error)")
+    (tmp_path/"disk").mkdir()
+    for options, sentence in (("size=1m", "MB free, and the model needs 55 MB: make room"), ("ro", "cannot be written to (Read-only file system): name a folder on a disk that is writable")):
+        ran = subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o "$1" none "$2" && exec "$3" -c "$4" "$2/new"', "sh", options, str(tmp_path/"disk"), sys.executable, code], capture_output=True, text=True)
+        assert sentence in ran.stdout, ran.stdout + ran.stderr
