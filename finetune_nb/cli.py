@@ -29,7 +29,7 @@ def _new_folder(context:typer.Context, out:Optional[Path], overwrite:bool):
     from finetune_nb import saving
     if out is not None: context.with_resource(saving.reserved(out, overwrite))
 
-# %% ../nbs/20_command_line.ipynb #09fc054e
+# %% ../nbs/20_command_line.ipynb #0e231bf0
 def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], out:Optional[Path]=None, **settings) -> tuple: # (dict, History, Evaluation)
     "Steps 2, 4 and 5: the result as a dictionary, and what it was made from; the settings go to `fit`."
     from finetune_nb import saving
@@ -49,7 +49,7 @@ def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], out:Option
                 trainable_parameters=summary.trainable_parameters, total_parameters=summary.total_parameters,
                 epochs=len(history.epochs), seconds=round(history.seconds, 2), train_loss=history.train_loss,
                 validation_accuracy=history.validation_accuracy, accuracy=evaluation.accuracy, macro_f1=evaluation.macro_f1, num_test=len(task.test),
-                seed=settings["seed"], labels_per_class=task.made.get("labels_per_class"), stopped=history.stopped), history, evaluation
+                seed=settings["seed"], labels_per_class=task.made.get("labels_per_class"), stopped=history.stopped, frozen_prefix=history.prefix), history, evaluation
 
 def _print(result:dict, as_json:bool):
     "The result on standard output: one line of JSON, or a small table."
@@ -73,7 +73,7 @@ def _finish(task, model, trained:tuple, more:dict, baseline:bool, out:Optional[P
         _say(f"Saved {', '.join(sorted(file.name for file in out.iterdir() if file.suffix))} in {out}")
     _print(result, as_json)
 
-# %% ../nbs/20_command_line.ipynb #0f5bfbf5
+# %% ../nbs/20_command_line.ipynb #c1d7c2df
 def _option(kind, help:str|None=None, *names:str, **limits): return Annotated[kind, typer.Option(*names, help=help, show_default="[default:" not in (help or ""), **limits)]
 
 _Depth = _option(Optional[int], "Blocks to freeze, from the input: 0 trains everything, the largest the head alone. [default: all but the two top ones and the head]")
@@ -89,6 +89,11 @@ _Overwrite = _option(bool, "Replace the model that is in the folder already.", "
 _MostBad = _option(float, "The share of your examples that may be damaged, and are skipped; with more it stops.", min=0, max=1)
 _TextColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
 _LabelColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
+_Cache = _option(bool, "Run frozen blocks once for each example, not in every epoch.", "--cache/--no-cache")
+_CacheFolder = _option(Optional[Path], "Keep what comes out of them here for later runs.")
+_Precision = _option(str, "Of the frozen blocks: `fp32` is exact, `auto` may round a little to be fast.")
+_Checkpoint = _option(Optional[Path], "A folder for checkpoints, one every 100 steps.")
+_Resume = _option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.", "--resume")
 _Json = _option(bool, "Print the result as one line of JSON, the last of standard output.", "--json")
 
 # %% ../nbs/20_command_line.ipynb #a94c7702
@@ -99,7 +104,7 @@ def _checked(path, kind:str, text_column:Optional[str]=None, label_column:Option
     if not report.ok: _say(report)
     return report.require()
 
-# %% ../nbs/20_command_line.ipynb #b669350c
+# %% ../nbs/20_command_line.ipynb #f3cf953e
 @app.command()
 def text(context:typer.Context,
          source:Annotated[Optional[str], typer.Argument(help="Your texts: CSV, TSV, JSONL, Parquet, a folder of these or of .txt files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]",
@@ -108,7 +113,8 @@ def text(context:typer.Context,
          text_column:_TextColumn=None, label_column:_LabelColumn=None,
          labels_per_class:_option(Optional[int], "Training texts of each class. [default: 20 of each topic; all of yours]", min=1)=None,
          freeze_depth:_Depth=None, epochs:_Epochs=12, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
-         patience:_Patience=None, pooling:_option(str, "`mean` over the tokens, or `pooler`.")="mean",
+         patience:_Patience=None, cache:_Cache=True, cache_folder:_CacheFolder=None, precision:_Precision="auto", checkpoint:_Checkpoint=None, resume:_Resume=False,
+         pooling:_option(str, "`mean` over the tokens, or `pooler`.")="mean",
          seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
     """Fine-tune a BERT on texts: your own, or `topics`, which asks what a function is about by the first sentence of its docstring.
 
@@ -125,10 +131,10 @@ def text(context:typer.Context,
     model = text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed)
     if report is not None: _say(report.measure_texts(model))
     trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                         head_learning_rate=head_learning_rate, patience=patience, seed=seed)
+                         head_learning_rate=head_learning_rate, patience=patience, seed=seed, cache=cache and (cache_folder or True), precision=precision, checkpoint=checkpoint, resume=resume)
     _finish(task, model, trained, dict(pooling=pooling), baseline, out, as_json)
 
-# %% ../nbs/20_command_line.ipynb #197bebb7
+# %% ../nbs/20_command_line.ipynb #a9535db7
 @app.command()
 def image(context:typer.Context,
           folder:Annotated[Optional[Path], typer.Argument(help="Your images: a folder for each class, or `train`, `val` and `test` above these. [default: real handwritten digits]",
@@ -137,6 +143,7 @@ def image(context:typer.Context,
           labels_per_class:_option(Optional[int], "Training images of each class. [default: 20 digits; all of a folder]", min=1)=None,
           image_size:_option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. [default: what the backbone was made for]")=None,
           freeze_depth:_Depth=None, epochs:_Epochs=10, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None, patience:_Patience=None,
+          cache:_Cache=True, cache_folder:_CacheFolder=None, precision:_Precision="auto", checkpoint:_Checkpoint=None, resume:_Resume=False,
           augment:_option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
           flip:_option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for anything written.", "--flip")=False,
           seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
@@ -157,7 +164,7 @@ def image(context:typer.Context,
     augment = augment or flip
     model = vision.classifier(backbone, task.num_classes, image_size, vision.augmentation(flip=flip) if augment else None, seed=seed)
     trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                         head_learning_rate=head_learning_rate, patience=patience, seed=seed)
+                         head_learning_rate=head_learning_rate, patience=patience, seed=seed, cache=cache and (cache_folder or True), precision=precision, checkpoint=checkpoint, resume=resume)
     _finish(task, model, trained, dict(image_size=model.preprocessing.image_size, augment=augment, flip=flip), baseline, out, as_json)
 
 # %% ../nbs/20_command_line.ipynb #63d98ed8

@@ -208,7 +208,7 @@ def parameter_groups(model:nn.Module, # any supported model
             if params: groups.append(dict(params=params, lr=rate, weight_decay=weight_decay if decays else 0.0, block=block.name))
     return groups
 
-# %% ../nbs/05_training.ipynb #f5a65bff
+# %% ../nbs/05_training.ipynb #9d28c585
 @dataclass
 class History:
     "What happened in a fit."
@@ -249,15 +249,16 @@ class History:
         return figure
 
 class _LiveCurve:
-    "The curve of a history, drawn again after each epoch; does nothing outside a notebook."
+    "The curve of a history, drawn again while it grows, twice a second at most; does nothing outside a notebook."
     def __init__(self, enabled:bool):
-        self.handle = None
+        self.handle, self.drawn = None, 0.0
         try: from IPython import get_ipython
         except ImportError: enabled = False
         self.enabled = enabled and getattr(get_ipython(), "kernel", None) is not None
 
-    def update(self, history:History):
-        if not self.enabled: return
+    def update(self, history:History, last:bool=False):
+        if not self.enabled or not last and time.perf_counter() - self.drawn < 0.5: return
+        self.drawn = time.perf_counter()
         from IPython.display import display
         if self.handle is None: self.handle = display(history.plot(), display_id=True)
         else: self.handle.update(history.plot())
@@ -292,7 +293,7 @@ def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
-# %% ../nbs/05_training.ipynb #e9933fea
+# %% ../nbs/05_training.ipynb #d4abf4f7
 class _Run:
     "A fit: what it is made of, and how far it has come."
     def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
@@ -367,9 +368,10 @@ class _Run:
     def go(self) -> History:
         "From where it stands to the end."
         settings, history = self.settings, self.history
+        self.started = time.perf_counter() - self.spent
         if not history.stopped: self.stage(settings["unfreeze_at"].get(max((e for e in settings["unfreeze_at"] if e <= self.epoch), default=None)))
         self.bar = tqdm(total=self.steps, initial=self.step, desc="Training", unit="step", disable=not self.progress)
-        curve, self.started = _LiveCurve(self.progress), time.perf_counter() - self.spent
+        curve = _LiveCurve(self.progress)
         try:
             while self.epoch <= settings["epochs"] and not history.stopped:
                 if self.epoch in settings["unfreeze_at"] and settings["unfreeze_at"][self.epoch] != self.depth: self.stage(settings["unfreeze_at"][self.epoch])
@@ -380,6 +382,7 @@ class _Run:
                     history.stopped = f"no improvement on validation for {settings['patience']} epochs"
                 self.epoch, self.batch, self.total = self.epoch + 1, 0, 0.0
             history.stopped = history.stopped or "all epochs done"
+            curve.update(history, last=True)
             if self.checkpoints and self.learner is not None: self.checkpoints.save(self)
         except KeyboardInterrupt: history.stopped = "interrupted"
         finally:
@@ -521,7 +524,7 @@ class _Checkpoints:
         run.history.prefix = ""
         _set_random_state(about["randomness"][run.accelerator.process_index])
 
-# %% ../nbs/05_training.ipynb #cfb8765b
+# %% ../nbs/05_training.ipynb #09331133
 def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in place
         task:Task, # learns on `task.train`, chooses on `task.validation`, never sees `task.test`
         epochs:int=10, # passes over the training examples, at least 1
@@ -546,6 +549,7 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
+    if resume and checkpoint is None: raise ValueError("resume=True goes on from checkpoints: say in which folder they are, checkpoint=FOLDER.")
     unfreeze_at, depth = dict(unfreeze_at or {}), freeze_depth(model)
     depths = [depth, *(unfreeze_at[epoch] for epoch in sorted(unfreeze_at))]
     if learning_rate is None: learning_rate = getattr(model, "learning_rate", 1e-3)

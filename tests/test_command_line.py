@@ -202,7 +202,7 @@ def test_check_says_whether_a_training_would_stop(monkeypatch, capsys, photograp
 def test_interrupted_training_of_your_own_is_saved_and_a_second_run_is_refused(quiet, reviews, tmp_path):
     "two runs into one folder: the second is refused while the first trains; Ctrl-C then saves what there is"
     out = tmp_path/"out"
-    command = [program, "text", str(reviews), "--freeze-depth", "7", "--epochs", "500", "--out", str(out), "--json"]
+    command = [program, "text", str(reviews), "--freeze-depth", "7", "--epochs", "100000", "--out", str(out), "--json"]
     process = subprocess.Popen(command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     seen = ""
@@ -276,3 +276,27 @@ def test_interrupted_pretraining_says_how_to_go_on(monkeypatch, capsys, tmp_path
     monkeypatch.setattr("finetune_nb.pretraining.pretrain", interrupted)
     assert main(monkeypatch, "pretrain", tmp_path/"run") == 130
     assert "go on with --resume" in capsys.readouterr().err
+
+
+def test_a_training_is_taken_up_again(monkeypatch, capsys, tmp_path):
+    "Stopped in its third epoch, resumed, and the result is that of a run that was not; what the frozen blocks gave is found again"
+    from finetune_nb import training
+    words = ["image", "--labels-per-class", "2", "--image-size", "32", "--freeze-depth", "5", "--epochs", "4", "--batch-size", "5", "--cache-folder", tmp_path/"states", "--json"]
+    assert main(monkeypatch, *words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(training._Checkpoints, "__init__", lambda self, folder, every, keep_last: vars(self).update(folder=folder, every=2, keep_last=keep_last))
+    judge, judged = training._Run.judge, []
+    def stopped(run):
+        judged.append(1)
+        if len(judged) == 3: raise RuntimeError("a power cut")
+        judge(run)
+    monkeypatch.setattr(training._Run, "judge", stopped)
+    with pytest.raises(RuntimeError, match="power cut"): main(monkeypatch, *words, "--checkpoint", tmp_path/"steps")
+    monkeypatch.setattr(training._Run, "judge", judge)
+    assert main(monkeypatch, *words, "--checkpoint", tmp_path/"steps") == 1
+    assert "holds checkpoints already" in capsys.readouterr().err
+    assert main(monkeypatch, *words, "--checkpoint", tmp_path/"steps", "--resume") == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert all(resumed[name] == whole[name] for name in ("train_loss", "accuracy", "macro_f1", "epochs", "stopped")) and "found" in resumed["frozen_prefix"]
+    assert main(monkeypatch, "image", "--resume") == 1
+    assert "say in which folder they are" in capsys.readouterr().err
