@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/finetune_nb.installed
 NOTEBOOKS ?=
+PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab lessons export clean
+.PHONY: help install run test lab bench lessons export docs preview clean
 
 help:     ## list what `make` can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -23,6 +24,9 @@ test: $(STAMP) ## test the notebooks, the package and the tree
 lab: $(STAMP) ## open the book in JupyterLab
 	@$(BIN)/python -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
+bench:    ## run finetune_nb beside its peers and write a table; QUICK=1 for 5 minutes, MINUTES=0 for every run
+	@$(PYTHON) benchmarks/bench.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
+
 lessons: $(STAMP) ## run the lessons and store their outputs; NOTEBOOKS="nbs/04_frozen_layers.ipynb" for some
 	@$(BIN)/python nbs/lessons.py $(NOTEBOOKS)
 
@@ -30,6 +34,12 @@ export: $(STAMP) ## write the module and README.md from the notebooks, and clean
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python nbs/readme.py
+
+docs: $(STAMP) ## build the site in _docs, with Quarto where it is installed
+	@$(BIN)/python nbs/pages.py
+
+preview: docs ## build the site and serve it on this machine; PORT=8001 for another port
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
 clean:    ## remove what was built; .venv stays
 	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log finetune_nb_run

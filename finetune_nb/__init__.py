@@ -7,6 +7,7 @@ _names = {
     "data": ["baseline", "Task"],
     "text": [],
     "vision": [],
+    "cache": [],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Systems', 'sample_systems', 'render', 'Recipe', 'draw_batch', 'Pretraining', 'pretrain', 'ship', 'features', 'logme']
 
-# %% ../nbs/02_pretrained_models.ipynb #ba274898
+# %% ../nbs/02_pretrained_models.ipynb #76ff815d
 import hashlib, json, math, os, platform, time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
+from .cache import has_bf16
 from .data import Examples
 from .freezing import blocks
 from .gradient import Picture
@@ -235,12 +236,7 @@ def draw_batch(recipe:Recipe, # what to draw
     target = images.new_zeros(B, len(systems)).index_put_((owner, classes), images.new_ones(()))
     return images.clamp_(0, 1), target / target.sum(1, keepdim=True)
 
-# %% ../nbs/02_pretrained_models.ipynb #39ae207f
-def _has_bf16(device:torch.device) -> bool:
-    "Does the processor itself multiply in bfloat16? (Others only pretend to, hundreds of times more slowly.)"
-    if device.type == "cuda": return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-
+# %% ../nbs/02_pretrained_models.ipynb #085eaf05
 def _hardware(device:torch.device) -> str:
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
@@ -299,7 +295,7 @@ class Pretraining:
 
     def _about(self) -> str: return json.dumps({n: v for n, v in asdict(self).items() if n != "checkpoint"})
 
-# %% ../nbs/02_pretrained_models.ipynb #b40ae7f0
+# %% ../nbs/02_pretrained_models.ipynb #a3494e75
 def _tensors(network:nn.Module, optimizer:torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     "The state of both, by name."
     state = {f"network.{name}": t for name, t in network.state_dict().items()}
@@ -327,7 +323,7 @@ def _write(run:Pretraining, tensors:dict[str, torch.Tensor]):
 def _begin(recipe:Recipe, file:Path, resume:bool, device:torch.device) -> Pretraining:
     "A new run, or the one whose checkpoint is there."
     if not file.exists():
-        if recipe.precision == "auto": precision = "bf16" if _has_bf16(device) else "fp32"
+        if recipe.precision == "auto": precision = "bf16" if has_bf16(device) else "fp32"
         else: precision = recipe.precision
         return Pretraining(recipe, precision, _hardware(device), checkpoint=file)
     if not resume: raise FileExistsError(f"{file.parent} holds a checkpoint already: go on from it with resume=True, or name another folder.")
@@ -405,7 +401,7 @@ def ship(checkpoint:str|Path, # of `pretrain`, or its folder
     file.with_suffix(".json").write_text(text, encoding="utf-8")
     return json.loads(text)
 
-# %% ../nbs/02_pretrained_models.ipynb #fd7ca9d7
+# %% ../nbs/02_pretrained_models.ipynb #977c8155
 def features(model:nn.Module, # any classifier
              examples:Examples, # N of them
              batch_size:int=64, # examples in a batch; changes the speed only
@@ -414,8 +410,8 @@ def features(model:nn.Module, # any classifier
     head = [m for module in blocks(model)[-1].modules for m in module.modules() if isinstance(m, nn.Linear)]
     if not head: raise ValueError(f"The head of this {type(model).__name__} has no linear layer, so its features are unknown: give a classifier.")
     batches, seen = _Batches(model, examples, batch_size), []
-    with head[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())): _predict(model, batches.loader())
-    return torch.cat(seen)[torch.tensor([i for batch in batches for i in batch]).argsort()].numpy()
+    with head[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())): _predict(model, batches)
+    return torch.cat(seen)[torch.tensor(sum(batches.order(0), [])).argsort()].numpy()
 
 def logme(features:np.ndarray, # float[N, D], what a frozen backbone makes of N training examples
           labels:Sequence[int], # int[N], class numbers

@@ -5,25 +5,28 @@
 # %% auto #0
 __all__ = ['batch_order', 'Evaluation', 'evaluate', 'predict', 'parameter_groups', 'History', 'TrainingDiverged', 'fit']
 
-# %% ../nbs/05_training.ipynb #1603a5a2
-import math, time
-from collections.abc import Mapping, Sequence
+# %% ../nbs/05_training.ipynb #3bbabb14
+import hashlib, json, math, os, random, sys, time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, _varied, digest, encode, evaluating, fast_batch, run_prefix, to_device
 from .data import Examples, Task
-from .freezing import blocks, freeze, freeze_depth
+from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
 
 # %% ../nbs/05_training.ipynb #ac055cf4
@@ -45,33 +48,78 @@ def batch_order(lengths:Sequence[int], # the length of each example, in tokens; 
         batches[-1].append(last)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
-# %% ../nbs/05_training.ipynb #af37559b
+# %% ../nbs/05_training.ipynb #c707ef7f
+@dataclass
+class _Batch:
+    "What the learner is called with, and what its scores are compared to."
+    inputs: object # a tensor, a mapping, or a tuple: the learner's arguments
+    labels: torch.Tensor # int64[B]
+    positions: torch.Tensor # int64[B], among this process's examples
+    count: int # examples of all processes
+    weights: torch.Tensor|None = None # float[B], of the losses, if there are several processes: their sum is the mean over the whole batch, on average over the processes
+
 class _Batches:
-    "Encoded examples, batched as `batch_order` says, anew in each epoch."
-    def __init__(self, model:nn.Module, examples:Examples, batch_size:int, seed:int|None=None):
-        encode = getattr(model, "encode", None)
-        self.encoded, self.labels = encode(examples.inputs) if encode else list(torch.as_tensor(examples.inputs)), examples.labels
-        self.collate = getattr(model, "collate", torch.stack)
-        self.lengths = [len(x) for x in self.encoded]
-        self.batch_size, self.generator = batch_size, None if seed is None else torch.Generator().manual_seed(seed)
+    "Encoded examples, or their states, batched as `batch_order` says, anew in each epoch."
+    def __init__(self, model:nn.Module, examples:Examples,
+                 batch_size:int|None, # None: what is fast
+                 seed:int|None=None, # None: not shuffled, not augmented
+                 rank:int=0, world:int=1, # this process's number, and how many there are
+                 encode_now:bool=True, # False: later, if at all; texts are encoded in any case
+                 progress:bool=False):
+        self.model, self.batch_size, self.seed, self.rank, self.world = model, batch_size, seed, rank, world
+        own = range(rank, len(examples), world)
+        texts = isinstance(examples.inputs[0], str) # whose lengths, all of them, decide who is batched with whom
+        encoded = encode(model, examples.inputs, progress) if texts else None
+        self.lengths = [len(x) for x in encoded] if texts else [1] * len(examples)
+        self.examples = examples if world == 1 else examples.subset(own)
+        if texts: self.encoded = [encoded[i] for i in own]
+        else: self.encoded = encode(model, self.examples.inputs, progress) if encode_now else None
+        self.augments, self.collate = seed is not None and getattr(model, "augment", None) is not None, _collate(model)
+        self.cut = self.states = None
 
-    def __len__(self):
-        whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole + (rest > 1 or rest == 1 and (whole == 0 or self.generator is None))
+    def __len__(self): return len(self.order(0))
 
-    def __iter__(self): return iter(batch_order(self.lengths, self.batch_size, self.generator))
+    @property
+    def labels(self) -> torch.Tensor: return self.examples.labels
 
-    def loader(self) -> DataLoader:
-        "Yields `(inputs, labels, positions)`."
-        def batch(positions): return self.collate([self.encoded[i] for i in positions]), self.labels[positions], torch.tensor(positions)
-        return DataLoader(range(len(self.labels)), batch_sampler=self, collate_fn=batch)
+    def keep(self, cut:Cut, **how):
+        "Run the frozen prefix once for each example, and go on from its states."
+        (self.states,), self.cut = run_prefix(cut, self.examples.inputs, self.encoded, **how), cut
+        if not isinstance(self.examples.inputs[0], str): self.encoded = None # images are large
 
-def _logits(model:nn.Module, inputs) -> torch.Tensor:
-    "`float[B, C]` from any model: ours, a plain one, or one of Transformers."
-    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    return getattr(output, "logits", output)
+    def forget(self, progress:bool):
+        "Learn from the inputs themselves."
+        self.cut = self.states = None
+        if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
-# %% ../nbs/05_training.ipynb #00b7ddb7
+    def _fast(self) -> int:
+        if isinstance(self.examples.inputs[0], str): return 64
+        return fast_batch(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0]))[0])
+
+    def order(self, epoch:int) -> list[list[int]]:
+        "The positions of each batch, among all processes' examples; they depend on the seed and the epoch alone."
+        if self.seed is None: return batch_order(self.lengths, self.batch_size or self._fast())
+        return batch_order(self.lengths, self.batch_size, torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])))
+
+    def epoch(self, epoch:int=0, first:int=0) -> Iterator[_Batch]:
+        "The batches of an epoch, from number `first` on."
+        for positions in self.order(epoch)[first:]:
+            count, weights = len(positions), None
+            if self.world > 1: # who owns next to nothing of this batch takes part all the same, with examples that weigh nothing: BatchNorm cannot learn from one
+                own = [p // self.world for p in positions if p % self.world == self.rank]
+                others = [p for p in range(min(len(self.labels), len(own) + 2)) if p not in own][:max(0, 2 - len(own))]
+                weights, positions = torch.tensor([self.world / count] * len(own) + [0.0] * len(others)), own + others
+            at = torch.tensor(positions)
+            yield _Batch(self._inputs(positions, at, epoch), self.labels[at], at, count, weights)
+
+    def _inputs(self, positions:list[int], at:torch.Tensor, epoch:int):
+        if self.states is not None and not self.cut.needs_inputs: return (self.states.of(at, epoch),)
+        encoded = [self.encoded[i] for i in positions]
+        if self.states is not None: return self.states.of(at, epoch), self.collate(encoded)
+        if self.augments: encoded = _varied(self.model, encoded, epoch, [p * self.world + self.rank for p in positions], self.seed)
+        return self.collate(encoded)
+
+# %% ../nbs/05_training.ipynb #2e5d2c80
 @dataclass
 class Evaluation:
     "How a model does on examples."
@@ -114,40 +162,34 @@ class Evaluation:
         return figure
 
 @torch.no_grad()
-def _predict(model:nn.Module, loader:DataLoader) -> np.ndarray:
+def _predict(model:nn.Module, batches:_Batches) -> np.ndarray: # of whatever `batches` holds: inputs for a model, states for a suffix
     "`float[N, C]` log-probabilities, in the order of the examples."
-    modes = {module: module.training for module in model.modules()}
-    outputs, positions = [], []
-    device = next(model.parameters()).device
-    try:
-        model.eval()
-        for inputs, _, where in loader:
-            inputs = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
-            outputs.append(F.log_softmax(_logits(model, inputs).float(), dim=1).cpu())
-            positions.append(where.cpu())
-    finally:
-        for module, mode in modes.items(): module.training = mode
+    outputs, positions, device = [], [], next(model.parameters()).device
+    with evaluating(model):
+        for batch in batches.epoch():
+            outputs.append(F.log_softmax(_logits(model, to_device(batch.inputs, device)).float(), dim=1).cpu())
+            positions.append(batch.positions)
     return torch.cat(outputs)[torch.cat(positions).argsort()].numpy()
 
-def _evaluate(model:nn.Module, loader:DataLoader, labels:torch.Tensor) -> Evaluation:
-    logs, labels = _predict(model, loader), labels.numpy()
+def _evaluate(model:nn.Module, batches:_Batches) -> Evaluation:
+    logs, labels = _predict(model, batches), batches.labels.numpy()
     return Evaluation(np.exp(logs), labels, -logs[np.arange(len(labels)), labels].mean().item())
 
 def evaluate(model:nn.Module, # any classifier
              examples:Examples, # what to judge it on, usually `task.test`
-             batch_size:int=64, # examples in a batch; changes the speed only
+             batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
             )->Evaluation: # loss, accuracy, macro F1, confusion matrix, probabilities
     "Judge a model on examples, in evaluation mode; its own mode is put back."
-    return _evaluate(model, _Batches(model, examples, batch_size).loader(), examples.labels)
+    return _evaluate(model, _Batches(model, examples, batch_size))
 
 def predict(model:nn.Module, # any classifier
             inputs:Sequence, # texts, or images `uint8[N, C, H, W]`
-            batch_size:int=64, # examples in a batch; changes the speed only
+            batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
            )->np.ndarray: # float[N, C], the probability of each class
     "The probability of each class for inputs without labels."
     if isinstance(inputs, str): raise ValueError(f"predict takes a list of inputs, got one text: write predict(model, [{inputs[:20]!r}]).")
     if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
-    return np.exp(_predict(model, _Batches(model, Examples(inputs, [0] * len(inputs)), batch_size).loader()))
+    return np.exp(_predict(model, _Batches(model, Examples(inputs, [0] * len(inputs)), batch_size)))
 
 # %% ../nbs/05_training.ipynb #c92f418e
 def parameter_groups(model:nn.Module, # any supported model
@@ -166,7 +208,7 @@ def parameter_groups(model:nn.Module, # any supported model
             if params: groups.append(dict(params=params, lr=rate, weight_decay=weight_decay if decays else 0.0, block=block.name))
     return groups
 
-# %% ../nbs/05_training.ipynb #ba4e961c
+# %% ../nbs/05_training.ipynb #f5a65bff
 @dataclass
 class History:
     "What happened in a fit."
@@ -174,6 +216,7 @@ class History:
     epochs: list[dict] = field(default_factory=list) # a row each: epoch, train_loss, validation_loss, validation_accuracy, seconds
     best_epoch: int = 0 # the epoch whose weights the model has now; 0: those before training
     stopped: str = "" # why it ended: "all epochs done", "no improvement ...", "interrupted"
+    prefix: str = "" # what became of the frozen prefix: how many examples were run through it once, and where they are kept; or why not
 
     @property
     def seconds(self) -> float: return self.epochs[-1]["seconds"] if self.epochs else 0.0
@@ -219,36 +262,270 @@ class _LiveCurve:
         if self.handle is None: self.handle = display(history.plot(), display_id=True)
         else: self.handle.update(history.plot())
 
-# %% ../nbs/05_training.ipynb #e912d97e
+# %% ../nbs/05_training.ipynb #39611d4c
 class TrainingDiverged(FloatingPointError):
     "The loss is no longer a number. The model has its best weights so far."
 
+def _tensors_in(inputs) -> list[torch.Tensor]:
+    if torch.is_tensor(inputs): return [inputs]
+    return [t for x in (inputs.values() if isinstance(inputs, Mapping) else inputs) if x is not None for t in _tensors_in(x)]
+
 def _divergence(loss:float, step:int, epoch:int, inputs, learning_rates:dict) -> str:
     "Name the step and the likely cause."
-    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    if not all(torch.isfinite(t).all() for t in tensors):
+    if not all(torch.isfinite(t).all() for t in _tensors_in(inputs)):
         cause = "this batch's inputs hold values that are not finite: look for NaN in the data or in its scaling"
     else:
         cause = f"the learning rate ({', '.join(f'{k} {v:g}' for k, v in learning_rates.items())}) is probably too large: try a tenth of it"
     return f"The loss became {loss} at step {step} (epoch {epoch}); {cause}. The model has its best weights so far."
 
-def _check_settings(model, task, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, schedule, depths):
+def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, unfreeze_at, cache, views, every, keep_last, **_):
     "Refuse what cannot be meant."
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("patience", patience, 1), ("learning_rate", learning_rate, 0),
-                               ("head_learning_rate", head_learning_rate, 0)):
+                               ("head_learning_rate", head_learning_rate, 0), ("every", every, 1), ("keep_last", keep_last, 1)):
         if value is not None and value < least: raise ValueError(f"{name} must be at least {least}, got {value}.")
     if clip <= 0: raise ValueError(f"clip must be positive, got {clip}: no gradient could pass. For no clipping, give float('inf').")
-    if any(epoch not in range(1, epochs + 1) for epoch in schedule):
-        raise ValueError(f"unfreeze_at names epochs from 1 to {epochs}, got {sorted(schedule)}.")
+    if any(epoch not in range(1, epochs + 1) for epoch in unfreeze_at):
+        raise ValueError(f"unfreeze_at names epochs from 1 to {epochs}, got {sorted(unfreeze_at)}.")
     if any(shallower > deeper for deeper, shallower in zip(depths, depths[1:])):
-        raise ValueError(f"unfreeze_at must go from deep to shallow, got {schedule} for a model that is frozen at depth {depths[0]}.")
+        raise ValueError(f"unfreeze_at must go from deep to shallow, got {unfreeze_at} for a model that is frozen at depth {depths[0]}.")
+    if views is not None and not cache: raise ValueError(f"views={views} says how many views of each example are cached, and cache=False: leave one of them out.")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
+# %% ../nbs/05_training.ipynb #e9933fea
+class _Run:
+    "A fit: what it is made of, and how far it has come."
+    def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
+        self.model, self.task, self.settings, self.shallowest = model, task, settings, depths[-1]
+        self.accelerator = Accelerator(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())) # or several processes would not find each other
+        set_seed(settings["seed"], device_specific=True)
+        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+        self.progress = progress and self.main
+        model.to(self.accelerator.device)
+        self.keep_states = keep if keep is not None and depths[0] > 0 else None # how, for `run_prefix`; None: never
+        self.not_kept = self._cannot_keep(depths[0]) if self.keep_states is not None else ""
+        self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
+        groups = parameter_groups(model, self.shallowest, *(settings[name] for name in ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay")))
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.stepper = self.optimizer if self.accelerator.scaler is None else self.accelerator.prepare(self.optimizer) # Accelerate's scales the loss where it must, and costs half a millisecond a step
+        self.steps = settings["epochs"] * len(self.train)
+        warm = max(1, round(settings["warmup"] * self.steps))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step:
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm))))
+        self.learnt = [p for group in groups for p in group["params"]]
+        moves = {id(t) for t in self.learnt} | {id(b) for block in blocks(model)[self.shallowest:] for b in block.buffers()}
+        self.moving = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if id(t) in moves}
+        self.history, self.best, self.best_score = History(settings), self.snapshot(), (-1.0, 0.0)
+        self.epoch, self.batch, self.step, self.total, self.spent, self.depth = 1, 0, 0, 0.0, 0.0, None
+        self.checkpoints = self.learner = None
+
+    def _batches(self, examples, batch_size, seed=None):
+        return _Batches(self.model, examples, batch_size, seed, self.accelerator.process_index, self.world, self.keep_states is None, self.progress)
+
+    def snapshot(self) -> dict[str, torch.Tensor]: return {name: t.detach().clone() for name, t in self.moving.items()}
+
+    # The frozen prefix
+
+    def _cannot_keep(self, depth:int) -> str:
+        "Why the frozen prefix has to run in every epoch; empty if it need not. Sets up the cut."
+        if getattr(self.model, "augment", None) is not None and self.keep_states["views"] is None:
+            self.keep_states, reason = None, "inputs are augmented afresh in each epoch; views=4 would keep four views of each"
+            return reason
+        few = _collate(self.model)(_encode(self.model, self.task.train.inputs[:2]))
+        try: self.cut = Cut(self.model, depth, to_device(few, self.accelerator.device))
+        except CannotCut as error:
+            self.keep_states = None
+            return str(error)
+        return ""
+
+    def stage(self, depth:int|None):
+        "Freeze at `depth` (None: as it is), run what is frozen, and set up what learns."
+        if depth is not None: freeze(self.model, depth)
+        self.depth = freeze_depth(self.model)
+        learner = self.model
+        if self.depth and self.keep_states is not None: self.not_kept = self._cannot_keep(self.depth)
+        if self.depth and self.keep_states is not None:
+            views = self.keep_states["views"]
+            self.train.keep(self.cut, **self.keep_states, progress=self.progress)
+            self.validation.keep(self.cut, **self.keep_states | dict(views=None), progress=self.progress)
+            learner, kept = self.cut.suffix, [self.train.states, self.validation.states]
+            where = " and ".join(dict.fromkeys(states.where for states in kept))
+            self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
+                      f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")
+        else:
+            for part in (self.train, self.validation): part.forget(self.progress)
+            if self.depth and self.not_kept: self._say(f"{self.depth} frozen blocks run in every epoch: {self.not_kept}")
+        if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
+        self.learner = self.accelerator.prepare(learner)
+
+    def _say(self, line:str):
+        self.history.prefix = f"{self.history.prefix}; {line}" if self.history.prefix else line
+        if self.progress: tqdm.write(line, file=sys.stderr)
+
+    # The loop
+
+    def go(self) -> History:
+        "From where it stands to the end."
+        settings, history = self.settings, self.history
+        if not history.stopped: self.stage(settings["unfreeze_at"].get(max((e for e in settings["unfreeze_at"] if e <= self.epoch), default=None)))
+        self.bar = tqdm(total=self.steps, initial=self.step, desc="Training", unit="step", disable=not self.progress)
+        curve, self.started = _LiveCurve(self.progress), time.perf_counter() - self.spent
+        try:
+            while self.epoch <= settings["epochs"] and not history.stopped:
+                if self.epoch in settings["unfreeze_at"] and settings["unfreeze_at"][self.epoch] != self.depth: self.stage(settings["unfreeze_at"][self.epoch])
+                self.learn()
+                self.judge()
+                curve.update(history)
+                if settings["patience"] is not None and self.epoch - history.best_epoch >= settings["patience"]:
+                    history.stopped = f"no improvement on validation for {settings['patience']} epochs"
+                self.epoch, self.batch, self.total = self.epoch + 1, 0, 0.0
+            history.stopped = history.stopped or "all epochs done"
+            if self.checkpoints and self.learner is not None: self.checkpoints.save(self)
+        except KeyboardInterrupt: history.stopped = "interrupted"
+        finally:
+            self.bar.close()
+            with torch.no_grad():
+                for name, tensor in self.moving.items(): tensor.copy_(self.best[name])
+            if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
+        return history
+
+    def learn(self):
+        "The rest of an epoch."
+        self.model.train()
+        self.learner.train()
+        accelerator, optimizer, classes = self.accelerator, self.stepper, self.task.num_classes
+        for batch in self.train.epoch(self.epoch, self.batch):
+            inputs, labels = to_device(batch.inputs, accelerator.device), batch.labels.to(accelerator.device)
+            logits = _logits(self.learner, inputs)
+            if logits.shape[1] != classes:
+                raise ValueError(f"The model gives {logits.shape[1]} scores, task {self.task.name!r} has {classes} classes: make the head with num_classes={classes}.")
+            if batch.weights is None: loss = F.cross_entropy(logits, labels)
+            else: loss = (F.cross_entropy(logits, labels, reduction="none") * batch.weights.to(logits)).sum()
+            value = loss.item() if self.world == 1 else accelerator.reduce(loss.detach(), "mean").item()
+            if not math.isfinite(value): raise self.diverged(value, self.step + 1, inputs)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(self.learnt, self.settings["clip"])
+            optimizer.step()
+            self.scheduler.step()
+            self.step, self.batch, self.total = self.step + 1, self.batch + 1, self.total + value * batch.count
+            if self.checkpoints and self.step % self.checkpoints.every == 0: self.checkpoints.save(self)
+            self.bar.update()
+
+    def diverged(self, loss:float, step:int, inputs=()) -> TrainingDiverged:
+        return TrainingDiverged(_divergence(loss, step, self.epoch, inputs, dict(backbone=self.settings["learning_rate"], head=self.settings["head_learning_rate"])))
+
+    def judge(self):
+        "The validation examples; the best weights so far are kept."
+        history, judged = self.history, _evaluate(self.accelerator.unwrap_model(self.learner), self.validation)
+        if self.world > 1:
+            parts = gather_object([(judged.probabilities, judged.labels, judged.loss)])
+            weights = [len(labels) for _, labels, _ in parts]
+            judged = Evaluation(*(np.concatenate([part[i] for part in parts]) for i in range(2)), float(np.average([loss for *_, loss in parts], weights=weights)))
+        if not math.isfinite(judged.loss): raise self.diverged(judged.loss, self.step)
+        loss, score = self.total / len(self.task.train), (judged.accuracy, -judged.loss)
+        history.epochs.append(dict(epoch=self.epoch, train_loss=loss, validation_loss=judged.loss, validation_accuracy=judged.accuracy, seconds=time.perf_counter() - self.started))
+        if score > self.best_score: self.best, self.best_score, history.best_epoch = self.snapshot(), score, self.epoch
+        self.bar.set_postfix(loss=f"{loss:.3f}", validation=f"{judged.accuracy:.1%}")
+
+# %% ../nbs/05_training.ipynb #ee671417
+def _random_state() -> dict: # JSON
+    name, keys, *rest = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return dict(torch=torch.get_rng_state().numpy().tobytes().hex(), numpy=[name, keys.tolist(), *rest], python=[version, list(numbers), gauss],
+                cuda=[state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [])
+
+def _set_random_state(state:dict):
+    def tensor(text): return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+    torch.set_rng_state(tensor(state["torch"]))
+    np.random.set_state(tuple(state["numpy"]))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if state["cuda"]: torch.cuda.set_rng_state_all([tensor(text) for text in state["cuda"]])
+
+def _checksum(tensors:dict[str, torch.Tensor], about:str) -> str:
+    sha256 = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        sha256.update(name.encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
+
+class _Checkpoints:
+    "The checkpoints of a run, in a folder."
+    def __init__(self, folder:Path, every:int, keep_last:int): self.folder, self.every, self.keep_last = folder, every, keep_last
+
+    def files(self) -> list[Path]: return sorted(self.folder.glob("step-*.safetensors"))
+
+    def identity(self, run:_Run) -> dict:
+        "What a run must have in common with a checkpoint to go on from it."
+        frozen = [fingerprint(block) for block in blocks(run.model)[:run.shallowest]]
+        parts = {part: hashlib.sha256((digest(examples.inputs) + digest(examples.labels)).encode()).hexdigest() for part, examples in (("training examples", run.task.train), ("validation examples", run.task.validation))}
+        return json.loads(json.dumps(run.settings | parts | {"frozen prefix": hashlib.sha256("".join(frozen).encode()).hexdigest(), "processes": run.world,
+                                                             "tensors": {name: list(t.shape) for name, t in run.moving.items()}}))
+
+    def save(self, run:_Run):
+        "Everything, in one file, in one move."
+        randomness = gather_object([_random_state()])
+        if not run.main: return
+        optimizer = run.optimizer
+        tensors = {f"now.{name}": t for name, t in run.moving.items()} | {f"best.{name}": t for name, t in run.best.items()}
+        for name, parameter in run.moving.items(): tensors |= {f"optimizer.{name}.{key}": t for key, t in optimizer.state.get(parameter, {}).items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        about = dict(identity=run.identity, epoch=run.epoch, batch=run.batch, step=run.step, total=run.total, seconds=time.perf_counter() - run.started, randomness=randomness,
+                     learning={name: p.requires_grad for name, p in run.model.named_parameters()}, scheduler=run.scheduler.last_epoch,
+                     epochs_without_improvement=len(run.history.epochs) - run.history.best_epoch, best_score=run.best_score,
+                     history={name: getattr(run.history, name) for name in ("epochs", "best_epoch", "stopped", "prefix")})
+        about = json.dumps(about)
+        part = self.folder/f"step.{os.getpid()}.part"
+        with open(part, "wb") as opened:
+            opened.write(save(tensors, {"fit": about, "sha256": _checksum(tensors, about)}))
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(part, self.folder/f"step-{run.step:08d}.safetensors")
+        for old in [*self.files()[:-self.keep_last], *(p for p in self.folder.glob("*.part"))]: old.unlink(missing_ok=True)
+
+    def begin(self, run:_Run, resume:bool):
+        "Go on from the newest checkpoint, if that is wanted and there is one."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run.checkpoints, run.identity, files = self, self.identity(run), self.files()
+        if not files: return
+        if not resume: raise FileExistsError(f"{self.folder} holds checkpoints already: go on from them with resume=True, or name another folder.")
+        self.load(run, files[-1])
+
+    def load(self, run:_Run, file:Path):
+        "Put a run where it stood; nothing of it is touched before all is known to be whole and to fit."
+        try:
+            with safe_open(file, "pt") as opened:
+                about, sha256 = opened.metadata()["fit"], opened.metadata()["sha256"]
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        except (SafetensorError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{str(file)!r} is no checkpoint of fit, or is damaged ({error}): delete it to go on from the one before.") from error
+        if _checksum(tensors, about) != sha256: raise ValueError(f"{str(file)!r} is damaged: its SHA-256 is not the one that was written with it. Delete it to go on from the one before.")
+        about = json.loads(about)
+        if different := [name for name in about["identity"] | run.identity if about["identity"].get(name) != run.identity.get(name)]:
+            shown = "; ".join(f"{name} {about['identity'].get(name)!r}, now {run.identity.get(name)!r}" if name in run.settings else name for name in different)
+            raise ValueError(f"The checkpoint {str(file)!r} belongs to another run; different are: {shown}. Resume with what it was begun with, or name another folder.")
+        with torch.no_grad():
+            for name, tensor in run.moving.items(): tensor.copy_(tensors[f"now.{name}"])
+        run.best = {name: torch.empty_like(t).copy_(tensors[f"best.{name}"]) for name, t in run.moving.items()}
+        for name, parameter in run.moving.items():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (kept := tensors.get(f"optimizer.{name}.{key}")) is not None: # in the parameter's memory order, which the fused AdamW takes for granted
+                    run.optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(kept) if kept.shape == parameter.shape else kept.to(parameter.device)
+        run.scheduler.load_state_dict(run.scheduler.state_dict() | dict(last_epoch=about["scheduler"] - 1, _step_count=about["scheduler"]))
+        run.optimizer._opt_called = True # the scheduler wants to see a step before its own
+        run.scheduler.step() # sets the learning rates
+        for name in ("epoch", "batch", "step", "total"): setattr(run, name, about[name])
+        run.spent, run.best_score = about["seconds"], tuple(about["best_score"])
+        for name, value in about["history"].items(): setattr(run.history, name, value)
+        run.history.prefix = ""
+        _set_random_state(about["randomness"][run.accelerator.process_index])
+
+# %% ../nbs/05_training.ipynb #cfb8765b
 def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in place
         task:Task, # learns on `task.train`, chooses on `task.validation`, never sees `task.test`
         epochs:int=10, # passes over the training examples, at least 1
-        batch_size:int=16, # examples in a batch
+        batch_size:int=16, # examples in a batch, of all processes together
         learning_rate:float|None=None, # of the topmost backbone block; None: the model's own `learning_rate`, else 1e-3
         head_learning_rate:float|None=None, # of the head; None: the model's `head_learning_rate`, alone `head_only_learning_rate`, else 1e-2
         layer_decay:float=1.0, # each block's learning rate is this times the next one's, 0 to 1
@@ -257,71 +534,28 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
         clip:float=1.0, # the largest norm of a step's gradient
         patience:int|None=None, # stop after so many epochs without improvement on validation; None: never
         unfreeze_at:dict[int, int]|None=None, # gradual unfreezing: {epoch: freeze depth from then on}, epochs from 1
-        seed:int=0, # order of the examples, dropout; the global random seeds are set to it
+        seed:int=0, # order of the examples, augmentation, dropout; the global random seeds are set to it
+        cache:bool|str|Path=True, # run a frozen prefix once, not in every epoch; a folder: and keep its states there for later runs
+        precision:str="auto", # of the cached prefix. "fp32": exact. "auto": folded, in bf16 where the processor has it, kept in half precision
+        views:int|None=None, # random views of each training example that are cached; None: a model that augments does so afresh, without a cache
+        memory_budget:int|None=None, # bytes, past which cached states go to a file; None: a quarter of the memory that is free
+        checkpoint:str|Path|None=None, # a folder for checkpoints
+        every:int=100, # steps between two of them
+        keep_last:int=2, # how many of them stay
+        resume:bool=False, # go on from the newest one in the folder, if there is one
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
-    schedule, depth = dict(unfreeze_at or {}), freeze_depth(model)
-    depths = [depth, *(schedule[epoch] for epoch in sorted(schedule))]
-    _check_settings(model, task, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, schedule, depths)
-    shallowest = depths[-1]
+    unfreeze_at, depth = dict(unfreeze_at or {}), freeze_depth(model)
+    depths = [depth, *(unfreeze_at[epoch] for epoch in sorted(unfreeze_at))]
     if learning_rate is None: learning_rate = getattr(model, "learning_rate", 1e-3)
     if head_learning_rate is None:
-        head_alone = shallowest == len(blocks(model)) - 1
+        head_alone = depths[-1] == len(blocks(model)) - 1
         head_learning_rate = getattr(model, "head_only_learning_rate" if head_alone else "head_learning_rate", 1e-2)
-    set_seed(seed)
-    accelerator = Accelerator()
-    train, validation = _Batches(model, task.train, batch_size, seed), _Batches(model, task.validation, 64)
-    steps = epochs * len(train)
-    optimizer = torch.optim.AdamW(parameter_groups(model, shallowest, learning_rate, head_learning_rate, layer_decay, weight_decay), fused=True)
-    warm = max(1, round(warmup * steps))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step:
-        (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
-    learner, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, train.loader(), scheduler)
-
-    history = History(dict(freeze_depth=depth, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate,
-                           layer_decay=layer_decay, weight_decay=weight_decay, warmup=warmup, clip=clip, patience=patience, unfreeze_at=schedule, seed=seed))
-    learnt = [p for group in optimizer.param_groups for p in group["params"]]
-    buffers = list(model.buffers())
-    def snapshot(): return [t.detach().clone() for t in learnt + buffers]
-    best, best_score = snapshot(), (-1.0, 0.0)
-    curve, bar = _LiveCurve(progress), tqdm(total=steps, desc="Training", unit="step", disable=not progress)
-    started, step, rates = time.perf_counter(), 0, dict(backbone=learning_rate, head=head_learning_rate)
-    try:
-        for epoch in range(1, epochs + 1):
-            if epoch in schedule: freeze(model, schedule[epoch])
-            learner.train()
-            total = 0.0
-            for inputs, labels, _ in loader:
-                logits = _logits(learner, inputs)
-                if logits.shape[1] != task.num_classes:
-                    raise ValueError(f"The model gives {logits.shape[1]} scores, task {task.name!r} has {task.num_classes} classes: make the head with num_classes={task.num_classes}.")
-                loss = F.cross_entropy(logits, labels)
-                step += 1
-                if not math.isfinite(loss.item()):
-                    raise TrainingDiverged(_divergence(loss.item(), step, epoch, inputs, rates))
-                optimizer.zero_grad()
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(learnt, clip)
-                optimizer.step()
-                scheduler.step()
-                total += loss.item() * len(labels)
-                bar.update()
-            judged = _evaluate(model, validation.loader(), validation.labels)
-            if not math.isfinite(judged.loss): raise TrainingDiverged(_divergence(judged.loss, step, epoch, {}, rates))
-            history.epochs.append(dict(epoch=epoch, train_loss=total / len(train.labels), validation_loss=judged.loss,
-                                       validation_accuracy=judged.accuracy, seconds=time.perf_counter() - started))
-            if (score := (judged.accuracy, -judged.loss)) > best_score: best, best_score, history.best_epoch = snapshot(), score, epoch
-            bar.set_postfix(loss=f"{total / len(train.labels):.3f}", validation=f"{judged.accuracy:.1%}")
-            curve.update(history)
-            if patience is not None and epoch - history.best_epoch >= patience:
-                history.stopped = f"no improvement on validation for {patience} epochs"
-                break
-        else: history.stopped = "all epochs done"
-    except KeyboardInterrupt: history.stopped = "interrupted"
-    finally:
-        bar.close()
-        with torch.no_grad():
-            for tensor, kept in zip(learnt + buffers, best): tensor.copy_(kept)
-        accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
-    return history
+    settings = dict(freeze_depth=depth, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, layer_decay=layer_decay,
+                    weight_decay=weight_decay, warmup=warmup, clip=clip, patience=patience, unfreeze_at=unfreeze_at, seed=seed, cache=bool(cache), precision=precision, views=views)
+    _check_settings(model, task, depths, every=every, keep_last=keep_last, **settings)
+    keep = dict(precision=precision, views=views, folder=None if cache is True else cache, memory_budget=memory_budget, seed=seed) if cache else None
+    run = _Run(model, task, settings, depths, keep, progress)
+    if checkpoint is not None: _Checkpoints(Path(checkpoint), every, keep_last).begin(run, resume)
+    return run.go()

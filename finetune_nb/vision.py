@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Preprocessing', 'ImageClassifier', 'augmentation', 'classifier']
 
-# %% ../nbs/06_resnet.ipynb #a5e8a684
+# %% ../nbs/06_resnet.ipynb #6916487d
 import hashlib, json, pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +22,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
-from tqdm.auto import tqdm
 
 import finetune_nb
 from .data import open_image
 from .freezing import Block, blocks
 
-# %% ../nbs/06_resnet.ipynb #4b93ae1d
+# %% ../nbs/06_resnet.ipynb #730ea1f1
 @dataclass(frozen=True)
 class Preprocessing:
     "How a backbone wants its images: resized, cut to a square, normalised."
@@ -60,9 +59,22 @@ class Preprocessing:
         if not images.is_floating_point(): images = images.float() / 255
         return TF.normalize(images, self.mean, self.std)
 
+class _Normalise(nn.Module):
+    "The first thing that a classifier does to images; it belongs to the stem."
+    def __init__(self, preprocessing:Preprocessing):
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.register_buffer("like", torch.empty(0), persistent=False) # has the type of the model's numbers
+
+    def forward(self, images):
+        if not images.is_floating_point(): images = images.to(self.like.dtype) / 255
+        return self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last)
+
+    def extra_repr(self): return f"{self.preprocessing.mean}, {self.preprocessing.std}"
+
 def _described(x) -> str: return f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
 
-# %% ../nbs/06_resnet.ipynb #faa40e88
+# %% ../nbs/06_resnet.ipynb #5bb9595d
 class ImageClassifier(nn.Module):
     "A torchvision ResNet with a new head, and the preprocessing that belongs to its weights."
     learning_rate, head_learning_rate, head_only_learning_rate = 1e-3, 5e-3, 1e-2 # what `fit` uses unless told otherwise
@@ -75,26 +87,30 @@ class ImageClassifier(nn.Module):
                 ):
         super().__init__()
         if num_classes < 2: raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-        self.backbone, self.preprocessing, self.augment = backbone, preprocessing, augment
+        self.normalise, self.backbone, self.augment = _Normalise(preprocessing), backbone, augment
         backbone.fc = nn.Linear(backbone.fc.in_features, num_classes)
         nn.init.normal_(backbone.fc.weight, std=0.01)
         nn.init.zeros_(backbone.fc.bias)
         backbone.to(memory_format=torch.channels_last) # the same numbers, in the order in which convolutions on a CPU are fastest
 
+    @property
+    def preprocessing(self) -> Preprocessing: return self.normalise.preprocessing
+    @preprocessing.setter
+    def preprocessing(self, preprocessing:Preprocessing): self.normalise.preprocessing = preprocessing
+
     def blocks(self) -> list[Block]:
-        "`stem`, `layer1` … `layer4`, `head`."
-        return blocks(self.backbone)
+        "`stem`, with the normalisation, `layer1` … `layer4`, `head`."
+        stem, *rest = blocks(self.backbone)
+        return [Block(stem.name, [self.normalise, *stem.modules]), *rest]
 
     def forward(self, images:torch.Tensor) -> torch.Tensor:
         "Images `uint8[B, 3, S, S]` to scores `float[B, num_classes]`."
-        if self.training and self.augment: images = torch.stack([self.augment(image) for image in images])
-        return self.backbone(self.preprocessing.normalise(images).contiguous(memory_format=torch.channels_last))
+        return self.backbone(self.normalise(images))
 
     def encode(self, images:Sequence) -> list[torch.Tensor]:
         "Open, resize and cut, once: `uint8[3, S, S]` each, from files, PIL images or `uint8[N, C, H, W]`."
-        if len(images) < 64 or hasattr(images, "shape"): return [self.preprocessing(image) for image in images]
-        with ThreadPoolExecutor() as pool: # Pillow lets other threads work while it decodes
-            return list(tqdm(pool.map(self.preprocessing, images), total=len(images), desc="Reading images", unit="image"))
+        if hasattr(images, "shape"): return [self.preprocessing(image) for image in images]
+        with ThreadPoolExecutor() as pool: return list(pool.map(self.preprocessing, images)) # Pillow lets other threads work while it decodes
 
     def collate(self, encoded:Sequence[torch.Tensor]) -> torch.Tensor:
         "A batch, `uint8[B, 3, S, S]`."

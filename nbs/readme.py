@@ -13,6 +13,7 @@ nbs = Path(__file__).resolve().parent
 class ReadmeFilter(FilterDefaults):
     "nbdev's processing, less what needs a kernel or another library's documentation"
     def base_procs(self): return [p for p in super().base_procs() if p not in (exec_show_docs, add_links, insert_warning)]
+    def xtra_procs(self): return [] # those are the site's
 
 
 def title(notebook):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-not_ours = {".git", ".venv", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints", "install.log", ".gitconfig", "finetune_nb_run"}
+not_ours = {".git", ".venv", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints", "install.log", ".gitconfig", "finetune_nb_run", ".venv-bench"}
 
 
 def tree_files(top=root):

@@ -80,10 +80,10 @@ def test_the_same_images_on_any_number_of_threads():
 
 @pytest.mark.parametrize("has, expected", [(True, "bf16"), (False, "fp32")])
 def test_auto_precision(monkeypatch, tmp_path, has, expected):
-    monkeypatch.setattr(pretraining, "_has_bf16", lambda device: has)
+    monkeypatch.setattr(pretraining, "has_bf16", lambda device: has)
     run = pretrain(Recipe(**small | dict(precision="auto")), tmp_path, steps=1, progress=False)
     assert run.precision == Pretraining.load(tmp_path).precision == expected
-    monkeypatch.setattr(pretraining, "_has_bf16", lambda device: not has)
+    monkeypatch.setattr(pretraining, "has_bf16", lambda device: not has)
     assert pretrain(run.recipe, tmp_path, steps=2, resume=True, progress=False).precision == expected, "a run keeps its precision on another machine"
 
 

@@ -55,9 +55,25 @@ def test_sidebar_lists_every_notebook():
     assert sorted(listed) == sorted(expected)
 
 
+def test_sidebar_lists_every_module():
+    listed = re.findall(r"reference/(\w+)\.qmd", (root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == load(root/"nbs"/"reference.py").modules()
+
+
 def test_site_has_one_configuration():
     pointer = yaml.safe_load((root/"nbs"/"_quarto.yml").read_text())
     assert pointer == {"project": {"type": "website"}, "metadata-files": ["../_quarto.yml", "nbdev.yml", "sidebar.yml"]}
+
+
+def test_one_configuration_is_read_by_all():
+    "Through nbs/, a builder gets what the root says, the title of settings.ini and the sidebar, and knows every key of it"
+    read = pytest.importorskip("smalldocs.config").load(root/"nbs")
+    whole, settings = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8")), ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini", encoding="utf-8")
+    assert read.warnings == [] and read.config["format"] == whole["format"]
+    website = read.config["website"]
+    assert website["title"] == settings["DEFAULT"]["title"] and website["repo-url"] == settings["DEFAULT"]["git_url"]
+    assert whole["website"].items() <= (website | {"sidebar": whole["website"]["sidebar"]}).items() and "contents" in website["sidebar"]
 
 
 def test_no_page_needs_the_network():

@@ -23,7 +23,7 @@ def no_litter(tmp_path):
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def body(model): return [fingerprint(block) for block in blocks(model)[:-1]]
+def body(model): return [fingerprint(block) for block in blocks(getattr(model, "backbone", model))[:-1]]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,150 @@
+"""The same work for everyone: images and sentences, weights, batches, and the network that every peer trains."""
+import math, os, time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from finetune_nb import data, text, vision
+from finetune_nb.training import batch_order
+
+EVALUATION_BATCH = 64 # as `fit` and `evaluate` of finetune_nb have it
+
+
+def has_bf16() -> bool:
+    "Whether this processor multiplies in bf16; where it does not, bf16 is emulated, and hundreds of times slower"
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def draw_images(folder, counts, seed=0):
+    "Two classes of JPEGs around 500 px, `folder/part/class/*.jpg`: stripes, or spots, on a background of any colours"
+    rng = np.random.default_rng(seed)
+    for part, count in counts.items():
+        for i in range(count):
+            file = Path(folder)/part/("spots", "stripes")[i % 2]/f"{i:04}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _texture(rng, i % 2).save(file, quality=90)
+
+
+def _texture(rng, striped):
+    width, height = rng.integers(400, 641, 2)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    angle, period = rng.uniform(0, math.pi), rng.uniform(10, 24)
+    along, across = (2 * math.pi / period * (x * math.cos(a) + y * math.sin(a)) + rng.uniform(0, 6) for a in (angle, angle + math.pi / 2))
+    pattern = np.sin(along) if striped else (np.sin(along) + np.sin(across)) / 2
+    background = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8)).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+    ink, grain = rng.uniform(60, 110) * rng.choice([-1, 1], 3), 5 * rng.standard_normal((height, width, 3), dtype=np.float32)
+    return Image.fromarray((np.asarray(background, np.float32) + pattern[..., None] * ink + grain).clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Work:
+    "What is to be done; everybody gets the same."
+    name: str # "images, head only"
+    kind: str # "image" or "text"
+    depth: int # blocks that are frozen
+    learning_rate: float # of all that learns, for everybody
+    train: int # examples to learn from
+    validation: int # judged after each epoch
+    test: int # judged at the end
+    epochs: int = 10
+    folder: str = "" # where the images are
+    padded: bool = False # the article's recipe: every text padded to 512 tokens
+    batch_size: int = 32
+
+    def task(self) -> data.Task:
+        if self.kind == "image": return data.image_folder(self.folder)
+        return data.topics(self.train // 10, validation_per_class=self.validation // 10, test_per_class=self.test // 10)
+
+    def model(self) -> nn.Module:
+        return vision.classifier("resnet18-fractal", 2, image_size=224) if self.kind == "image" else text.classifier("minilm", 10)
+
+    def prepare(self, best:bool # the best settings for this processor, or those that a user gets
+               ): # network, training, validation and test data sets, a function that makes a batch of their rows
+        "What a peer needs. Images are decoded when they are asked for; texts are tokenised here, once."
+        model = self.model()
+        network = Network(model, self, best)
+        if self.kind == "image":
+            wanted = model.preprocessing
+            transform = transforms.Compose([transforms.Resize(wanted.resize_size), transforms.CenterCrop(wanted.image_size),
+                                            transforms.ToTensor(), transforms.Normalize(wanted.mean, wanted.std)])
+            return network, *(ImageFolder(Path(self.folder)/part, transform) for part in ("train", "validation", "test")), torch.utils.data.default_collate
+        task, options = self.task(), dict(padding="max_length", max_length=512) if self.padded else dict(max_length=model.max_length)
+        def rows(part): return [(torch.tensor(ids), label) for ids, label in zip(model.tokenizer(list(part.inputs), truncation=True, **options)["input_ids"], part.labels)]
+        def batch(rows):
+            inputs = model.collate([ids for ids, _ in rows])
+            if self.padded: inputs["attention_mask"] = (inputs["input_ids"] != model.tokenizer.pad_token_id).long()
+            return inputs, torch.stack([label for _, label in rows])
+        return network, *map(rows, (task.train, task.validation, task.test)), batch
+
+    def workers(self, best:bool) -> int:
+        "Processes that decode images; texts are tokenised already."
+        return os.cpu_count() if best and self.kind == "image" else 0
+
+    def loaders(self, best:bool, seed:int): # network, training, validation and test batches
+        "What a peer needs that takes PyTorch's loaders."
+        network, train, validation, test, batch = self.prepare(best)
+        workers = self.workers(best)
+        options = dict(collate_fn=batch, num_workers=workers, persistent_workers=workers > 0)
+        if best and self.kind == "text":
+            return network, *(DataLoader(rows, batch_sampler=_Grouped(rows, *how), **options) for rows, how in
+                              ((train, (self.batch_size, seed)), (validation, (EVALUATION_BATCH,)), (test, (EVALUATION_BATCH,))))
+        return (network, DataLoader(train, self.batch_size, shuffle=True, **options),
+                *(DataLoader(rows, EVALUATION_BATCH, **options) for rows in (validation, test)))
+
+
+class _Grouped:
+    "Texts of like length in one batch, in finetune_nb's own order."
+    def __init__(self, rows, batch_size, seed=None):
+        self.lengths, self.batch_size = [len(ids) for ids, _ in rows], batch_size
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+    def __len__(self): return -(-len(self.lengths) // self.batch_size)
+    def __iter__(self): return iter(batch_order(self.lengths, self.batch_size, self.generator))
+
+
+class Network(nn.Module):
+    "finetune_nb's classifier as a plain module. At best: frozen blocks in evaluation mode, channels_last, bf16 where the processor has it."
+    def __init__(self, model:nn.Module, work:Work, best:bool):
+        super().__init__()
+        self.images, self.best, self.bf16, self.padding = work.kind == "image", best, best and has_bf16(), getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+        self.order = torch.channels_last if best else torch.contiguous_format
+        self.body = (model.backbone if self.images else model).to(memory_format=self.order)
+        blocks = model.blocks()
+        self.frozen = [module for block in blocks[:work.depth] for module in block.modules]
+        for parameter in (p for block in blocks[:work.depth] for p in block.parameters()): parameter.requires_grad = False
+
+    @property
+    def prefix(self): return [p for p in self.parameters() if not p.requires_grad]
+    @property
+    def suffix(self): return [p for p in self.parameters() if p.requires_grad]
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.best:
+            for module in self.frozen: module.eval()
+        return self
+
+    def forward(self, inputs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return (self.body(**inputs) if isinstance(inputs, Mapping) else self.body(inputs.contiguous(memory_format=self.order))).float()
+
+
+class Cut:
+    "The first batches of a loader, and how long it would have taken as a whole at their pace, the first of them aside."
+    def __init__(self, loader, batches=3): self.loader, self.batches, self.seconds, self.whole = loader, batches, 0.0, 0.0
+    def __len__(self): return min(len(self.loader), self.batches)
+    def __iter__(self):
+        times = [time.perf_counter()]
+        for batch in islice(self.loader, self.batches):
+            yield batch
+            times.append(time.perf_counter())
+        steps = np.diff(times)
+        self.seconds, self.whole = float(steps.sum()), float(steps[-max(1, len(steps) - 1):].mean()) * len(self.loader)

@@ -1,0 +1,317 @@
+"""The cache contract, on every family of networks: exact where it says so, refused where it cannot be, and safe on a full disk and under a `kill -9`."""
+import multiprocessing, os, shutil, signal, subprocess
+from contextlib import contextmanager
+
+import numpy as np, pytest, torch, torchvision
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
+from finetune_nb import blocks, cache, evaluate, fit, freeze, text, vision
+from finetune_nb.cache import Cut, run_prefix
+from finetune_nb.data import Examples, Task
+from finetune_nb.freezing import fingerprint
+
+small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32) # with dropout, as they come
+families = {
+    "bert": lambda: BertModel(BertConfig(**small), add_pooling_layer=False),
+    "roberta": lambda: RobertaModel(RobertaConfig(**small, pad_token_id=0), add_pooling_layer=False),
+    "electra": lambda: ElectraModel(ElectraConfig(**small, embedding_size=8)),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=30522, dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
+    "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=30522, n_embd=16, n_layer=2, n_head=2)),
+}
+
+
+def same(examples, classes, kind): return Task("small", kind, classes, examples, examples, examples)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return text.classifier("minilm", 2).tokenizer
+
+
+@pytest.fixture(scope="module")
+def mood():
+    good, bad = [f"a {word} day" for word in ("good", "fine", "happy", "sunny")], [f"the {word} night of it, that was {word}" for word in ("bad", "sad", "grim", "dark")]
+    return same(Examples(good + bad, [0] * 4 + [1] * 4), ["good", "bad"], "text")
+
+
+@pytest.fixture(scope="module")
+def noise():
+    images = torch.randint(256, (10, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return same(Examples(images, [0, 1] * 5), ["a", "b"], "image")
+
+
+class Narrow(torchvision.models.resnet.Bottleneck): expansion = 1
+
+
+def residual(seed=0, **more):
+    "A ResNet of torchvision's, but small"
+    torch.manual_seed(seed)
+    network = torchvision.models.ResNet(Narrow, [1, 1, 1, 1], width_per_group=8)
+    with torch.no_grad():
+        for name, tensor in network.named_buffers():
+            if name.endswith("mean"): tensor.uniform_(-0.5, 0.5)
+            if name.endswith("var"): tensor.uniform_(0.5, 1.5)
+    return vision.ImageClassifier(network, 2, vision.Preprocessing(32, 32), **more)
+
+
+def written(family, tokenizer):
+    torch.manual_seed(0)
+    return text.TextClassifier(families[family](), tokenizer, 2)
+
+
+def losses(model, task, depth, double=False, steps=20, **how):
+    "One batch an epoch, so that every step's loss is told"
+    freeze(model.double() if double else model, depth)
+    return fit(model, task, epochs=steps, batch_size=len(task.train), progress=False, **how)
+
+
+# Exact
+
+@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", ["resnet", *families])
+def test_losses_are_those_of_the_uncached_run(name, double, tokenizer, mood, noise):
+    make, task = (residual, noise) if name == "resnet" else (lambda: written(name, tokenizer), mood)
+    for depth in range(1, len(blocks(make()))):
+        runs = [losses(make(), task, depth, double, steps=50 if double else 20, **how) for how in (dict(cache=False), dict(precision="fp32"))]
+        expected, got = (np.array(run.train_loss) for run in runs)
+        assert runs[0].prefix == "" and "run once" in runs[1].prefix, f"depth {depth}: {runs[1].prefix}"
+        np.testing.assert_allclose(got, expected, rtol=1e-9 if double else 1e-4, err_msg=f"depth {depth}")
+        assert runs[0].validation_accuracy == runs[1].validation_accuracy
+
+
+def test_in_double_precision_nothing_is_rounded(noise):
+    exact, auto = (losses(residual(), noise, 4, double=True, precision=precision).train_loss for precision in ("fp32", "auto"))
+    assert exact == auto
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_cached_blocks_do_not_change(depth, noise):
+    model = residual()
+    freeze(model, depth)
+    before = [fingerprint(block) for block in blocks(model)]
+    fit(model, noise, epochs=3, progress=False)
+    assert [a == b for a, b in zip(before, map(fingerprint, blocks(model)))] == [i < depth for i in range(6)]
+
+
+def test_unfreezing_moves_the_cut(noise):
+    def run(**how): return losses(residual(), noise, 5, steps=9, unfreeze_at={4: 4, 7: 2, 9: 0}, **how)
+    whole, cached = run(cache=False), run(precision="fp32")
+    np.testing.assert_allclose(cached.train_loss, whole.train_loss, rtol=1e-4)
+    assert cached.prefix.count("run once") == 3
+
+
+def test_a_model_of_transformers_with_its_own_head(tokenizer, mood):
+    for depth in (1, 2, 3):
+        def make():
+            torch.manual_seed(1)
+            model = BertForSequenceClassification(BertConfig(**small))
+            model.encode, model.collate = written("bert", tokenizer).encode, written("bert", tokenizer).collate
+            return model
+        runs = [losses(make(), mood, depth, **how) for how in (dict(cache=False), dict(precision="fp32"))]
+        assert "run once" in runs[1].prefix
+        np.testing.assert_allclose(runs[1].train_loss, runs[0].train_loss, rtol=1e-4)
+
+
+class Shortcut(nn.Sequential):
+    "What comes out of the first block is used again after the third"
+    def forward(self, x): return self[3](self[2](self[1](self[0](x))) + self[0](x))
+
+
+def test_what_cannot_be_cut_trains_all_the_same():
+    torch.manual_seed(0)
+    model = Shortcut(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 2))
+    task = same(Examples(torch.randn(12, 4), [0, 1] * 6), ["a", "b"], "points")
+    freeze(model, 2)
+    history = fit(model, task, epochs=2, progress=False)
+    assert len(history.epochs) == 2 and "cannot be cut at depth 2" in history.prefix
+
+
+def test_a_head_that_answers_nothing_yet_hides_no_wrong_cut():
+    "All scores are zero at first: what the head gets to see is compared as well"
+    torch.manual_seed(0)
+    model = Shortcut(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 2))
+    nn.init.zeros_(model[3].weight), nn.init.zeros_(model[3].bias)
+    with pytest.raises(cache.CannotCut): Cut(model, 2, torch.randn(5, 4))
+
+
+# Rounded
+
+def test_auto_rounds_a_little_and_halves_the_memory(noise):
+    model = residual()
+    images = noise.train.inputs
+    cut = Cut(model, 4, model.collate(model.encode(images[:2])))
+    (exact,), (auto,) = (run_prefix(cut, images, precision=precision, progress=False) for precision in ("fp32", "auto"))
+    at = torch.arange(len(images))
+    assert auto.bytes * 2 == exact.bytes and auto.rows.dtype == torch.float16 and auto.of(at).dtype == torch.float32
+    assert (auto.of(at) - exact.of(at)).abs().max() < 2e-3 * exact.of(at).abs().max() and not torch.equal(auto.of(at), exact.of(at))
+    with pytest.raises(ValueError, match="precision must be .*, got 'half'"): run_prefix(cut, images, precision="half")
+
+
+def test_folding_leaves_no_norm_and_the_same_states(noise):
+    model = residual().eval()
+    images = model.collate(model.encode(noise.train.inputs))
+    cut = Cut(model, 4, images[:2])
+    twin = cache.folded(model, cut)
+    norms = lambda network: sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    frozen = sum(norms(m) for block in blocks(model)[:4] for m in block.modules)
+    assert norms(model) - norms(twin) == frozen > 0
+    with torch.no_grad(): assert torch.allclose(cut.states(images, model=twin)[0], cut.states(images)[0], atol=1e-4)
+    model.backbone.layer1[0].bn1.track_running_stats = False # such a norm uses the batch's own statistics
+    assert norms(cache.folded(model, cut)) == norms(twin) + 1
+
+
+def test_numbers_too_large_for_half_precision_are_kept_whole():
+    network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    nn.init.constant_(network[0].weight, 1e6)
+    points = torch.ones(70, 4)
+    points[:69] *= 1e-4 # the last one alone is too large
+    (states,) = run_prefix(Cut(network, 1, points[:2]), points, progress=False)
+    assert states.rows.dtype == torch.float32 and states.of(torch.tensor([69])).isfinite().all()
+
+
+# Where it is kept
+
+def test_past_the_budget_states_go_to_a_file_with_the_same_losses(noise, mood, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for make, task, depth in ((residual, noise, 3), (lambda: written("bert", tokenizer), mood, 2)):
+        memory, file = (losses(make(), task, depth, memory_budget=budget) for budget in (None, 0))
+        assert "in memory" in memory.prefix and "in a temporary file" in file.prefix
+        assert memory.train_loss == file.train_loss
+    assert os.name == "nt" or not list(tmp_path.iterdir()), "a file without a name is gone with the process"
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_named_cache_is_used_again_only_if_nothing_has_changed(kind, tmp_path, noise, mood, tokenizer):
+    folder = tmp_path/"states"
+    def run(change=lambda model: None, inputs=None, **how):
+        task = noise if kind == "image" else mood
+        if inputs is not None: task = same(Examples(inputs, task.train.labels), task.classes, kind)
+        model = residual() if kind == "image" else written("bert", tokenizer)
+        with torch.no_grad(): change(model)
+        freeze(model, 2)
+        before = {f.name for f in folder.glob("*")}
+        history = fit(model, task, epochs=2, cache=folder, progress=False, **how)
+        new = {f.name for f in folder.glob("*")} - before
+        assert ("found" in history.prefix.split(" and ")[0]) == (not new), history.prefix
+        return len(new), history.train_loss
+    first, again = run(), run()
+    assert first[0] == 1 and again == (0, first[1]), "training and validation examples are the same here: one file"
+    assert run(precision="fp32")[0] == 1 and run(precision="fp32")[0] == 0
+    if kind == "image":
+        other = noise.train.inputs.clone()
+        other[3, 0, 0, 0] += 1
+        assert run(lambda m: m.backbone.conv1.weight[0, 0, 0, 0].add_(1e-3))[0] == 1
+        assert run(lambda m: m.backbone.layer1[0].bn1.running_mean[0].add_(1e-3))[0] == 1
+        assert run(lambda m: setattr(m, "preprocessing", vision.Preprocessing(32, 40)))[0] == 1
+        assert run(lambda m: setattr(m, "preprocessing", vision.Preprocessing(32, 32, mean=(0.5, 0.5, 0.5))))[0] == 1
+        assert run(lambda m: m.backbone.fc.weight[0, 0].add_(1))[0] == 0, "the head is not part of the prefix"
+        assert run(inputs=other)[0] == 1
+    else:
+        assert run(lambda m: m.backbone.embeddings.LayerNorm.weight[0].add_(1e-3))[0] == 1
+        assert run(lambda m: m.backbone.encoder.layer[1].attention.self.query.weight[0, 0].add_(1))[0] == 0, "nor is a block that learns"
+        assert run(inputs=[*mood.train.inputs[:-1], "a dark night"])[0] == 1
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path):
+    from PIL import Image
+    for i in range(4): Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path/f"{i}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    before = cache.digest(files)
+    moved = [shutil.copy(f, tmp_path/f"moved_{f.name}") for f in files]
+    assert cache.digest(moved) == before
+    Image.new("RGB", (40, 40), (1, 0, 0)).save(files[0])
+    assert cache.digest(files) != before
+    assert cache.digest(["ab", "c"]) != cache.digest(["a", "bc"])
+    with pytest.raises(ValueError, match="no known content"): cache.digest([object()])
+
+
+@contextmanager
+def disk(folder, size):
+    "A real disk of that size"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try: yield folder
+    finally: subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a disk")
+def test_a_full_disk_is_told_and_left_clean(tmp_path, noise, monkeypatch):
+    with disk(tmp_path/"small", "64k") as folder:
+        model = residual()
+        freeze(model, 2)
+        for free in (None, 10**9): # what the disk says is free, and a disk that says more than it has
+            if free: monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
+            with pytest.raises(OSError, match="states of the frozen prefix need .* free: free some, name a folder on another disk"):
+                fit(model, noise, cache=folder, progress=False)
+            assert not list(folder.iterdir())
+            monkeypatch.undo()
+
+
+def test_killed_while_writing(tmp_path, noise):
+    "A real `kill -9` in the middle: nobody finds half a file, and the next run clears it away"
+    def die():
+        torch.set_num_threads(1)
+        counted = []
+        real = cache.Cut.states
+        def states(*args, **how):
+            counted.extend(tmp_path.glob("*.part"))
+            if len(counted) == 3: os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **how)
+        cache.Cut.states = states
+        cache._in_batches = lambda lengths, count, most: [[i] for i in range(count)]
+        run()
+    def run():
+        model = residual()
+        freeze(model, 2)
+        return fit(model, noise, epochs=2, cache=tmp_path, progress=False)
+    child = multiprocessing.get_context("fork").Process(target=die)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and [f.suffix for f in tmp_path.iterdir()] == [".part"]
+    history = run()
+    assert "found" not in history.prefix.split(" and ")[0] and [f.suffix for f in tmp_path.iterdir()] == [".npy"]
+    assert run().train_loss == history.train_loss
+
+
+# Augmentation
+
+@pytest.fixture
+def counted():
+    "An augmentation that counts how often it is asked, and depends on torch's random numbers"
+    def augment(image):
+        augment.times += 1
+        return (image + torch.randint(50, (1,))).to(torch.uint8)
+    augment.times = 0
+    return augment
+
+
+def test_augmented_afresh_unless_views_are_asked_for(noise, counted):
+    model = residual(augment=counted)
+    freeze(model, 5)
+    history = fit(model, noise, epochs=6, progress=False)
+    assert counted.times == 6 * 10 and "augmented afresh in each epoch" in history.prefix
+    counted.times = 0
+    history = fit(model, noise, epochs=6, views=2, progress=False)
+    assert counted.times == 2 * 10 and "2 views of each" in history.prefix
+    for bad, message in ((dict(views=0), "views must be at least 1, got 0"), (dict(views=2, cache=False), "leave one of them out")):
+        with pytest.raises(ValueError, match=message): fit(model, noise, progress=False, **bad)
+    with pytest.raises(ValueError, match="the model has no augment"): losses(residual(), noise, 5, views=2)
+
+
+def test_views_take_turns_and_follow_the_seed(noise, counted):
+    model = residual(augment=counted)
+    cut = Cut(model, 3, model.collate(model.encode(noise.train.inputs[:2])))
+    def states(seed): return run_prefix(cut, noise.train.inputs, views=3, seed=seed, progress=False)[0]
+    one, again, other = states(0), states(0), states(1)
+    at = torch.arange(10)
+    assert torch.equal(one.rows, again.rows) and not torch.equal(one.rows, other.rows)
+    assert torch.equal(one.of(at, 1), one.of(at, 4)) and not torch.equal(one.of(at, 1), one.of(at, 2))
+
+
+def test_one_pass_serves_several_cuts(noise, mood, tokenizer):
+    for model, task in ((residual(), noise), (written("electra", tokenizer), mood)):
+        few, encoded = model.collate(model.encode(task.train.inputs[:2])), model.encode(task.train.inputs)
+        cuts = [Cut(model, depth, few) for depth in range(1, len(blocks(model)))]
+        together = run_prefix(cuts, task.train.inputs, encoded, precision="fp32", progress=False)
+        for cut, states in zip(cuts, together):
+            (alone,) = run_prefix(cut, task.train.inputs, encoded, precision="fp32", progress=False)
+            assert torch.equal(alone.rows, states.rows) and torch.equal(alone.starts, states.starts)

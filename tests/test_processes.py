@@ -1,0 +1,95 @@
+"""The same script in one process and in two real ones: the same losses, each example once, one checkpoint, one progress bar."""
+import json, os, socket, subprocess, sys
+import numpy as np, pytest
+from conftest import root
+
+script = '''
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from finetune_nb import evaluate, fit, freeze, training
+from finetune_nb.cache import _Pass
+from finetune_nb.data import Examples, Task
+
+out, layout = Path(sys.argv[1]), sys.argv[2:]
+torch.set_num_threads(1)
+
+def part(n, seed):
+    points = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return Examples(points, points[:, :3].argmax(1))
+
+task = Task("corners", "points", ["x", "y", "z"], part(61, 0), part(33, 1), part(33, 2)) # neither divides by two, nor by the batch
+torch.manual_seed(3)
+model = nn.Sequential(nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU()), nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU()), nn.Linear(24, 3))
+freeze(model, 2)
+
+seen, batches = [], training._Batches.epoch
+def watched(self, *args):
+    for batch in batches(self, *args):
+        if self.seed is not None: seen.append([args[0], self.rank, batch.positions.tolist() if batch.weights is None else batch.positions[batch.weights > 0].tolist()])
+        yield batch
+training._Batches.epoch = watched
+
+how = dict(checkpoint=out/"checkpoints", every=5, resume="resume" in layout) if "checkpoint" in layout else {}
+history = fit(model, task, epochs=6, batch_size=8, unfreeze_at={3: 1, 5: 0} if "batchnorm" in layout else {3: 1}, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout, **how)
+rank = training.Accelerator(cpu=True).process_index
+(out/f"rank{rank}.json").write_text(json.dumps(dict(losses=history.train_loss, validation=[[e["validation_loss"], e["validation_accuracy"]] for e in history.epochs], seen=seen,
+                                                    prefix=history.prefix, accuracy=evaluate(model, task.test).accuracy, weights=[p.double().sum().item() for p in model.parameters()])))
+'''
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+launchers = {
+    "one": lambda: [sys.executable],
+    "accelerate": lambda: [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()],
+    "torchrun": lambda: [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()],
+}
+
+
+def run(launcher, folder, quiet, *layout):
+    "`accelerate launch --cpu` would start a single process, without MPI; --multi_gpu starts two, with or without a GPU"
+    folder.mkdir(exist_ok=True)
+    (folder/"script.py").write_text(script)
+    env = {k: v for k, v in quiet.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run([*launchers[launcher](), str(folder/"script.py"), str(folder), *layout], env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
+    assert len(ranks) == (1 if launcher == "one" else 2)
+    return ranks, done.stderr
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, quiet): return run("one", tmp_path_factory.mktemp("one"), quiet)
+
+
+def test_two_processes_do_as_one_does(tmp_path, quiet, one):
+    ((alone,), _), (ranks, said) = one, run("accelerate", tmp_path, quiet, "checkpoint")
+    for rank in ranks:
+        np.testing.assert_allclose(rank["losses"], alone["losses"], rtol=1e-5)
+        np.testing.assert_allclose(rank["validation"], alone["validation"], rtol=1e-5)
+        np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=1e-3, atol=1e-4)
+    assert ranks[0]["weights"] == ranks[1]["weights"] and ranks[0]["accuracy"] == alone["accuracy"]
+    for epoch in range(1, 7): # a position is one among a process's own examples, which are every second one
+        owned = sorted(2 * p + rank for r in ranks for e, rank, positions in r["seen"] for p in positions if e == epoch)
+        assert owned == list(range(61)), "no example is dropped or counted twice"
+    assert "blocks run once for 48 examples" in ranks[0]["prefix"] and "blocks run once for 46 examples" in ranks[1]["prefix"], "each keeps its own share"
+    assert said.count("48 examples") == 2 and "46 examples" not in said and said.count("Training: 100%") <= 2, "told once, by one of them"
+    assert len(list((tmp_path/"checkpoints").glob("step-*"))) == 2 and not list((tmp_path/"checkpoints").glob("*.part"))
+    newest = max((tmp_path/"checkpoints").glob("step-*")) # as if killed before the end
+    newest.unlink()
+    again, _ = run("accelerate", tmp_path, quiet, "checkpoint", "resume")
+    assert [r["losses"] for r in again] == [r["losses"] for r in ranks] and [r["weights"] for r in again] == [r["weights"] for r in ranks]
+
+
+def test_torchrun_without_a_cache(tmp_path, quiet, one):
+    "In the last two epochs BatchNorm learns, from each process's part of a batch: it goes on, and the losses are no longer the same"
+    ranks, _ = run("torchrun", tmp_path, quiet, "uncached", "batchnorm")
+    for rank in ranks:
+        np.testing.assert_allclose(rank["losses"][:4], one[0][0]["losses"][:4], rtol=1e-5)
+        assert np.isfinite(rank["losses"]).all() and rank["losses"][5] != one[0][0]["losses"][5]

@@ -1,0 +1,291 @@
+"""The site, in a real browser that can reach nothing else. SITE=folder tests one that is built already, as Quarto's is before it is published."""
+import functools, html, http.server, json, os, posixpath, re, shutil, subprocess, sys, threading, time
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+import nbformat, pytest, yaml
+from filelock import FileLock
+from conftest import lessons, load, root, tree_files
+
+reference = load(root/"nbs"/"reference.py")
+addresses = {p.relative_to(root/"nbs").as_posix(): (p.relative_to(root/"nbs").parent/f"{re.sub(r'^[0-9]+[a-z]*_', '', p.stem)}.html").as_posix() for p in lessons.notebooks()}
+modules = [f"reference/{module}.html" for module in reference.modules()]
+representative = ["index.html", "solutions/bert.html", "reference/text.html", "solutions/gradient_update.html"]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, worker_id, quiet):
+    "What building the site came to; the first process that asks builds it, from the tree's files alone, and the others wait"
+    if os.environ.get("SITE"): return dict(folder=os.environ["SITE"], seconds=0, code=0)
+    if sys.version_info < (3, 11) and not shutil.which("quarto"): pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    tree, result = shared/"site", shared/"site.json"
+    with FileLock(shared/"site.lock"):
+        if not result.exists():
+            for path in tree_files():
+                (tree/path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root/path, tree/path)
+            start = time.perf_counter()
+            ran = subprocess.run([sys.executable, tree/"nbs"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            result.write_text(json.dumps(dict(folder=str(tree/"_docs"), seconds=time.perf_counter() - start, code=ran.returncode, said=ran.stdout + ran.stderr)))
+    return json.loads(result.read_text())
+
+
+@pytest.fixture(scope="session")
+def site(built):
+    if built["code"]: pytest.fail(built["said"], pytrace=False)
+    return Path(built["folder"])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+
+
+def serve(folder):
+    "The address of `folder` on this machine, while the tests run"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/"
+
+
+@pytest.fixture(scope="session")
+def base(site): return serve(site)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Debian's Chromium, or Playwright's own"
+    from playwright.sync_api import Error, sync_playwright
+    system = shutil.which("chromium") or shutil.which("chromium-browser")
+    flags = ["--disable-background-networking", "--disable-component-update", *(["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]
+    with sync_playwright() as play:
+        try: chromium = play.chromium.launch(executable_path=system, args=flags)
+        except Error as error:
+            stop = pytest.fail if os.environ.get("CI") else pytest.skip
+            stop(f"no browser to test the site with: type `python -m playwright install chromium`, or install your system's chromium ({str(error).splitlines()[0]})")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visitor(browser, base):
+    "`visitor(width, scheme)`: a page of that width, and the list of what went wrong on it; everything but the site is refused"
+    opened = []
+    def open_page(width=1280, scheme="light", base=base):
+        page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+        def only_ours(route):
+            if route.request.url.startswith((base, "data:", "blob:")): return route.continue_()
+            wrong.append(f"{page.url} fetches {route.request.url}")
+            route.abort()
+        page.route("**/*", only_ours)
+        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(f"{page.url}: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
+        page.on("requestfailed", lambda request: wrong.append(f"{page.url}: {request.url} failed"))
+        page.on("response", lambda response: response.status >= 400 and wrong.append(f"{page.url}: {response.status} for {response.url}"))
+        opened.append(page)
+        return page, wrong
+    yield open_page
+    for page in opened: page.close()
+
+
+def pages(site): return sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if "site_libs" not in path.parts)
+
+
+what_is_there = """() => ({
+  links: [...document.querySelectorAll("a[href]")].map(link => link.href),
+  ids: [...document.querySelectorAll("[id]")].map(part => part.id),
+  wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  nameless: [...document.images].filter(image => !image.alt).length,
+  broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
+  formulas: [...document.querySelectorAll("math")].filter(formula => !formula.closest("details:not([open])")).map(formula => formula.getBoundingClientRect()).map(box => box.width * box.height),
+  raw: [...document.querySelectorAll("main p, main li, main td")].map(part => part.innerText).filter(text => /\\\\\\(|\\\\\\[|\\$\\$|\\\\(?:theta|frac|alpha|nabla)/.test(text)),
+})"""
+
+
+def problems(page, wrong, base, names):
+    "All that is wrong with the pages called `names` of the site at `base`"
+    found = {}
+    for name in names:
+        page.goto(base + name)
+        found[base + name] = seen = page.evaluate(what_is_there)
+        if seen["wide"] > 0: wrong.append(f"{name} is {seen['wide']} px wider than its window")
+        if seen["nameless"]: wrong.append(f"{name}: {seen['nameless']} pictures without a description")
+        if seen["broken"]: wrong.append(f"{name}: {seen['broken']} pictures that do not show")
+        if min(seen["formulas"], default=1) <= 0: wrong.append(f"{name}: a formula that does not show")
+        if seen["raw"]: wrong.append(f"{name}: mathematics in raw form: {seen['raw'][0]}")
+    for name, seen in found.items():
+        for link in set(seen["links"]):
+            target, part = urldefrag(link)
+            if not target.startswith(base): continue
+            if target.endswith("/"): target += "index.html"
+            if target in found: missing = part and unquote(part) not in found[target]["ids"]
+            else: missing = page.request.get(target).status >= 400
+            if missing: wrong.append(f"{name}: broken link {link.removeprefix(base)}")
+    return wrong
+
+
+def test_the_site_is_built_within_a_minute(built, site): assert built["seconds"] < 60
+
+
+def test_builders_read_the_one_configuration(built, site):
+    "Quarto and smalldocs run in _proc, nbdev in nbs: both lead to the file at the root"
+    prepared = site.parent/"_proc"
+    if not prepared.is_dir(): pytest.skip("the site was built elsewhere")
+    for name in "_quarto.yml", "nbdev.yml", "sidebar.yml", "styles.css": assert (prepared/name).read_bytes() == (root/"nbs"/name).read_bytes()
+    assert (prepared/"../_quarto.yml").resolve() == site.parent/"_quarto.yml"
+
+
+def test_every_notebook_and_module_has_a_page(site): assert pages(site) == sorted([*addresses.values(), *modules])
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page_is_whole(visitor, site, base, width):
+    "No error, no failed request, no broken link, nothing beyond the window's edge, mathematics and pictures visible"
+    found = problems(*visitor(width), base, pages(site))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("spoilt, reason", [
+    ("<script>console.error('oh')</script>", "oh"), ("<script>nothing()</script>", "nothing is not defined"), ("<img alt='a' src='none.png'>", "404"),
+    ("<a href='none.html'>a</a>", "broken link none.html"), ("<a href='#none'>a</a>", "broken link index.html#none"), ("<img alt='a' src='http://localhost:9/a.png'>", "fetches"),
+    ("<div style='width: 2000px'>a</div>", "wider than its window"), ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA='>", "without a description"),
+    ("<math style='display: none'><mi>x</mi></math>", "formula that does not show"), (r"<main><p>so $\theta$</p></main>", "raw form")])
+def test_a_spoilt_page_is_noticed(visitor, tmp_path, spoilt, reason):
+    (tmp_path/"index.html").write_text(f"<!doctype html><link rel=icon href='data:,'><body>{spoilt}</body>")
+    base = serve(tmp_path)
+    assert reason in "\n".join(problems(*visitor(base=base), base, ["index.html"]))
+
+
+def listed(contents):
+    "The pages of the sidebar, in order"
+    for item in contents:
+        if isinstance(item, dict) and "contents" in item: yield from listed(item["contents"])
+        else:
+            source = item["href"] if isinstance(item, dict) else item
+            yield addresses.get(source, source.replace(".qmd", ".html"))
+
+
+def test_next_leads_through_the_whole_book(site):
+    walked = ["index.html"]
+    while found := re.search(r'nav-page-next">\s*<a[^>]*href="([^"]+)"', (site/walked[-1]).read_text(encoding="utf-8")):
+        walked.append(posixpath.normpath(posixpath.join(posixpath.dirname(walked[-1]), found[1])))
+        assert walked.count(walked[-1]) == 1
+    order = list(listed(yaml.safe_load((root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]))
+    assert walked == order and sorted(order) == pages(site)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_search_finds_batchnorm(visitor, base, width):
+    page, wrong = visitor(width)
+    page.goto(base + "index.html")
+    if width < 992: page.locator(".quarto-btn-toggle").first.click()
+    box = page.locator("#quarto-search input").first
+    box.click()
+    box.press_sequentially("BatchNorm")
+    result = page.locator("#quarto-search .search-result, .aa-Panel a, .aa-DetachedContainer a").first
+    result.wait_for(timeout=10_000)
+    assert "BatchNorm" in result.inner_text()
+    result.click()
+    page.wait_for_url(lambda url: "index.html" not in url)
+    assert "BatchNorm" in page.locator("main").inner_text() and not wrong
+
+
+def test_every_lesson_says_where_to_run_it(site):
+    for notebook, address in addresses.items():
+        page = (site/address).read_text(encoding="utf-8")
+        links = dict.fromkeys(re.findall(r'href="([^"]*\.ipynb)"', page[page.index("<main"):]))
+        if notebook == "index.ipynb": continue
+        assert [link for link in links if "mybinder" in link or "colab" in link or link.endswith(f"notebooks/{notebook}")][:3] == list(links)[:3], address
+        ours = nbformat.read(site/"notebooks"/notebook, 4)
+        nbformat.validate(ours)
+        assert "pip install" in ours.cells[0].source and not any("nbdev_export" in cell.source for cell in ours.cells)
+        assert [cell.source for cell in ours.cells[1:]] == [cell.source for cell in nbformat.read(root/"nbs"/notebook, 4).cells if "nbdev_export" not in cell.source]
+
+
+def test_a_lesson_shows_all_that_its_first_cell_says(site):
+    "nbdev alone keeps only its title and the line under it"
+    for notebook, address in addresses.items():
+        first = nbformat.read(root/"nbs"/notebook, 4).cells[0].source
+        shown = " ".join(html.unescape(re.sub(r"<[^>]*>", "", (site/address).read_text(encoding="utf-8"))).split())
+        for words in re.findall(r"[A-Za-z ]{20,}", re.sub(r"\[([^]]*)\]\([^)]*\)|[*_]", r"\1", first).replace("\n", " ")):
+            assert " ".join(words.split()) in shown, f"{address} does not say {words!r}"
+
+
+def test_the_reference_has_every_name_and_lessons_link_to_it(site):
+    linked = {}
+    for address in addresses.values():
+        here = re.findall(r'<a class="reference" href="(?:\.\./)*([^"]+)"', (site/address).read_text(encoding="utf-8"))
+        assert len(here) == len(set(here)), f"{address} links to a name more than once"
+        linked |= dict.fromkeys(here)
+    for module, names in reference.public_names().items():
+        page = (site/"reference"/f"{module}.html").read_text(encoding="utf-8")
+        for name in names: assert f'id="{name}"' in page or f'data-anchor-id="{name}"' in page, f"{module}.{name} is not in the reference"
+    assert {"reference/freezing.html#freeze", "reference/data.html#digits", "reference/training.html#fit", "reference/text.html#classifier"} <= set(linked)
+
+
+def test_the_reference_tells_what_the_docments_say(visitor, base):
+    page, _ = visitor()
+    page.goto(base + "reference/freezing.html")
+    row = page.locator("table.docments tr", has_text="counted from the input").first
+    assert "depth" in row.inner_text() and "int" in row.inner_text()
+    assert page.locator("table.docments tr", has_text="returns").first.is_visible()
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_no_serious_accessibility_fault(visitor, base, scheme, width):
+    from axe_playwright_python.sync_playwright import Axe
+    found, (page, _) = [], visitor(width, scheme)
+    for name in representative:
+        page.goto(base + name)
+        faults = [fault for fault in Axe().run(page).response["violations"] if fault["impact"] in ("serious", "critical")]
+        found += [f"{name}: {fault['help']}: {fault['nodes'][0]['html'][:200]}" for fault in faults]
+    assert not found, "\n".join(found)
+
+
+def test_dark_is_dark(visitor, base):
+    def brightness(scheme):
+        page, _ = visitor(scheme=scheme)
+        page.goto(base + "index.html")
+        return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
+    assert brightness("dark") < 150 and brightness("light") > 700
+
+
+def test_twice_as_large_it_still_fits(visitor, base):
+    "Zoom of 200 % on a desktop leaves half the width"
+    page, wrong = visitor(640)
+    found = [sentence for sentence in problems(page, wrong, base, representative) if "wider" in sentence]
+    assert not found, "\n".join(found)
+
+
+def test_the_keyboard_gets_to_the_text(visitor, base):
+    page, _ = visitor()
+    page.goto(base + "frozen_layers.html")
+    page.keyboard.press("Tab")
+    link = page.locator(":focus")
+    assert link.inner_text() == "Skip to the text" and link.bounding_box()["x"] >= 0
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    link.press("Enter")
+    assert page.url.endswith("#quarto-document-content")
+
+
+@pytest.mark.parametrize("markdown, expected", [
+    ("`$x$` costs", "`$x$` costs"), ("```\n$x$\n```", "```\n$x$\n```"), ("from $5 to $6", "from $5 to $6"), (r"a \$x\$ b", r"a \$x\$ b"), ("no formula", "no formula")])
+def test_what_is_no_formula_stays(markdown, expected): assert pages_py().mathml(markdown) == expected
+
+
+@pytest.mark.parametrize("markdown, display", [("so $x^2$.", "inline"), ("$$\nx\n$$", "block"), ("| $|x|$ |", "inline")])
+def test_formulas_become_mathml(markdown, display):
+    made = pages_py().mathml(markdown)
+    assert f'display="{display}"' in made and "$" not in made and made.count("|") == (2 if markdown[0] == "|" else 0)
+
+
+@functools.cache
+def pages_py(): return load(root/"nbs"/"pages.py")
+
+
+@pytest.mark.parametrize("page, expected", [
+    ("<main>no <code>freeze</code>, <code>freeze</code></main>", '<main>no <code><a class="reference" href="r#freeze">freeze</a></code>, <code>freeze</code></main>'),
+    ('<main><span class="st">"freeze()"</span>freeze(</main>', '<main><span class="st">"freeze()"</span><a class="reference" href="r#freeze">freeze</a>(</main>'),
+    ('<main>data<span class="op">.</span>digits<span class="op">(</span></main>', '<main><a class="reference" href="d#digits">data<span class="op">.</span>digits</a><span class="op">(</span></main>'),
+    ("<main>model.freeze( unfreeze( <h2><code>freeze</code></h2><a><code>freeze</code></a></main>", None), ('<main><span class="kw">def</span> freeze(</main>', None), ("<nav><code>freeze</code></nav><main></main>", None)])
+def test_a_name_is_linked_once_and_only_where_it_is_used(page, expected):
+    assert pages_py().link_names(page, {"freeze": "r#freeze", "data.digits": "d#digits"}) == (expected or page)
