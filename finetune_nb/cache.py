@@ -62,7 +62,7 @@ class Suffix(nn.Module):
         try: return _logits(self.rest, states if inputs is None else inputs)
         finally: self.recall.states = None
 
-# %% ../nbs/05b_prefix_cache.ipynb #41f81006
+# %% ../nbs/05b_prefix_cache.ipynb #451fd1f9
 @contextmanager
 def evaluating(model:nn.Module):
     "The model in evaluation mode for a while; each module's own mode is put back."
@@ -124,7 +124,9 @@ class Cut:
         row, end = found[-1].modules[head:], self._end(found[-1])
         def head_alone():
             self.place, self.suffix, self.needs_inputs = (self._paths[row[0]], True), Suffix(nn.Sequential(*row)), False
-            return [self.suffix.eval()(*self.states(inputs))]
+            states, = self.states(inputs)
+            if isinstance(inputs, Mapping) and states.ndim > 2: raise CannotCut("states of each token, and no mask that says which are padding")
+            return [self.suffix.eval()(states)]
         def anywhere(needs_inputs):
             self.place, self.needs_inputs = (self._paths[found[self.depth - 1].modules[-1]], False), needs_inputs
             (output,) = _watch(self.model, [self.place], inputs)

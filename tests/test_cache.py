@@ -78,6 +78,19 @@ def test_losses_are_those_of_the_uncached_run(name, double, tokenizer, mood, noi
         assert runs[0].validation_accuracy == runs[1].validation_accuracy
 
 
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_sentences_of_many_lengths(pooling, mood, tokenizer, monkeypatch):
+    "Each in a batch of its own when the prefix runs, all in one when they are learnt from"
+    monkeypatch.setattr(cache, "_in_batches", lambda lengths, count, most: [[i] for i in range(count)])
+    def make():
+        torch.manual_seed(0)
+        return text.TextClassifier(BertModel(BertConfig(**small)), tokenizer, 2, pooling=pooling)
+    for depth in (1, 2, 3):
+        whole, cached = (losses(make(), mood, depth, **how) for how in (dict(cache=False), dict(precision="fp32")))
+        assert "run once" in cached.prefix
+        np.testing.assert_allclose(cached.train_loss, whole.train_loss, rtol=1e-4, err_msg=f"depth {depth}")
+
+
 def test_in_double_precision_nothing_is_rounded(noise):
     exact, auto = (losses(residual(), noise, 4, double=True, precision=precision).train_loss for precision in ("fp32", "auto"))
     assert exact == auto
