@@ -2,6 +2,7 @@
 import math, os, time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,15 +14,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from finetune_nb import data, text, vision
+from finetune_nb import cache, data, text, vision
 from finetune_nb.training import batch_order
 
 EVALUATION_BATCH = 64 # as `fit` and `evaluate` of finetune_nb have it
 
 
-def has_bf16() -> bool:
-    "Whether this processor multiplies in bf16; where it does not, bf16 is emulated, and hundreds of times slower"
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+has_bf16 = partial(cache.has_bf16, torch.device("cpu"))
 
 
 def draw_images(folder, counts, seed=0):

@@ -6,11 +6,11 @@
 __all__ = ['Suffix', 'evaluating', 'CannotCut', 'Cut', 'States', 'has_bf16', 'folded', 'digest', 'encode', 'fast_batch',
            'to_device', 'run_prefix']
 
-# %% ../nbs/05b_prefix_cache.ipynb #2ab52678
+# %% ../nbs/05b_prefix_cache.ipynb #7c59caf5
 import copy, hashlib, os, shutil, tempfile, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -251,14 +251,12 @@ def _clear_away(folder:Path):
     for part in folder.glob("*.part"):
         if not psutil.pid_exists(int(part.suffixes[-2][1:])): part.unlink(missing_ok=True)
 
-# %% ../nbs/05b_prefix_cache.ipynb #253a7725
+# %% ../nbs/05b_prefix_cache.ipynb #6cdbd665
 def _encode(model:nn.Module, inputs) -> list:
     "Each input as the model wants it, if it says how."
     return model.encode(inputs) if hasattr(model, "encode") else list(torch.as_tensor(inputs))
 
 def _collate(model:nn.Module): return getattr(model, "collate", torch.stack)
-
-def _slices(inputs, size:int=256) -> Iterator: return (inputs[i:i + size] for i in range(0, len(inputs), size))
 
 def encode(model:nn.Module, # any classifier
            inputs:Sequence, # N of them
@@ -267,7 +265,7 @@ def encode(model:nn.Module, # any classifier
     "Prepare inputs for a model, once: tokenise texts; open, resize and cut images."
     with tqdm(total=len(inputs), desc="Reading", unit="example", delay=2, disable=not progress) as bar:
         encoded = []
-        for part in _slices(inputs):
+        for part in (inputs[i:i + 256] for i in range(0, len(inputs), 256)):
             encoded += _encode(model, part)
             bar.update(len(part))
     return encoded
@@ -299,7 +297,7 @@ def fast_batch(example:torch.Tensor, # encoded: an image `[C, H, W]`, or states
 def to_device(inputs, device:torch.device):
     "A tensor, or each of several."
     if isinstance(inputs, Mapping): return {name: tensor.to(device) for name, tensor in inputs.items()}
-    if isinstance(inputs, tuple): return tuple(x if x is None else to_device(x, device) for x in inputs)
+    if isinstance(inputs, tuple): return tuple(to_device(x, device) for x in inputs)
     return inputs.to(device)
 
 def run_prefix(cuts:Cut|Sequence[Cut], # of one model; several are served by one pass
@@ -327,7 +325,7 @@ class _Pass:
         self.device, self.dtype, self.views = parameter.device, parameter.dtype, views
         self.fast = precision == "auto" and self.dtype == torch.float32
         self.bf16 = self.fast and has_bf16(self.device)
-        self.kept_as = torch.float16 if self.fast else self.dtype
+        self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype # files know no bfloat16
         self.lengths = None if encoded is None or encoded[0].ndim != 1 or encoded[0].is_floating_point() else np.array([len(x) for x in encoded])
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
         self.folder = None if folder is None else Path(folder)
@@ -341,7 +339,7 @@ class _Pass:
         order, views = np.concatenate(self.batches), self.views or 1
         rows = np.ones(len(order), int) if not self._by_token(cut) else self.lengths[order]
         starts = np.empty((len(order), views), int)
-        starts[order] = np.array([[v for v in range(views)]]) * rows.sum() + (np.cumsum(rows) - rows)[:, None]
+        starts[order] = np.arange(views) * rows.sum() + (np.cumsum(rows) - rows)[:, None]
         return torch.from_numpy(starts)
 
     def _num_rows(self, cut:Cut) -> int: return (self.views or 1) * (int(self.lengths.sum()) if self._by_token(cut) else len(self.inputs))

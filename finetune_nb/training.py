@@ -263,13 +263,13 @@ class _LiveCurve:
         if self.handle is None: self.handle = display(history.plot(), display_id=True)
         else: self.handle.update(history.plot())
 
-# %% ../nbs/05_training.ipynb #39611d4c
+# %% ../nbs/05_training.ipynb #d0727d1e
 class TrainingDiverged(FloatingPointError):
     "The loss is no longer a number. The model has its best weights so far."
 
 def _tensors_in(inputs) -> list[torch.Tensor]:
     if torch.is_tensor(inputs): return [inputs]
-    return [t for x in (inputs.values() if isinstance(inputs, Mapping) else inputs) if x is not None for t in _tensors_in(x)]
+    return [t for x in (inputs.values() if isinstance(inputs, Mapping) else inputs) for t in _tensors_in(x)]
 
 def _divergence(loss:float, step:int, epoch:int, inputs, learning_rates:dict) -> str:
     "Name the step and the likely cause."
@@ -293,7 +293,7 @@ def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
-# %% ../nbs/05_training.ipynb #d4abf4f7
+# %% ../nbs/05_training.ipynb #8c5e40b0
 class _Run:
     "A fit: what it is made of, and how far it has come."
     def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
@@ -303,8 +303,7 @@ class _Run:
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.progress = progress and self.main
         model.to(self.accelerator.device)
-        self.keep_states = keep if keep is not None and depths[0] > 0 else None # how, for `run_prefix`; None: never
-        self.not_kept = self._cannot_keep(depths[0]) if self.keep_states is not None else ""
+        self.how_to_keep = keep # states, for `run_prefix`; None: not at all
         self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
         groups = parameter_groups(model, self.shallowest, *(settings[name] for name in ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay")))
         self.optimizer = torch.optim.AdamW(groups, fused=True)
@@ -321,41 +320,38 @@ class _Run:
         self.checkpoints = self.learner = None
 
     def _batches(self, examples, batch_size, seed=None):
-        return _Batches(self.model, examples, batch_size, seed, self.accelerator.process_index, self.world, self.keep_states is None, self.progress)
+        return _Batches(self.model, examples, batch_size, seed, self.accelerator.process_index, self.world, encode_now=False, progress=self.progress)
 
     def snapshot(self) -> dict[str, torch.Tensor]: return {name: t.detach().clone() for name, t in self.moving.items()}
 
     # The frozen prefix
 
     def _cannot_keep(self, depth:int) -> str:
-        "Why the frozen prefix has to run in every epoch; empty if it need not. Sets up the cut."
-        if getattr(self.model, "augment", None) is not None and self.keep_states["views"] is None:
-            self.keep_states, reason = None, "inputs are augmented afresh in each epoch; views=4 would keep four views of each"
-            return reason
+        "Why the frozen prefix has to run in every epoch; empty if it need not, and then the cut is set up."
+        if getattr(self.model, "augment", None) is not None and self.how_to_keep["views"] is None:
+            return "inputs are augmented afresh in each epoch; views=4 would keep four views of each"
         few = _collate(self.model)(_encode(self.model, self.task.train.inputs[:2]))
         try: self.cut = Cut(self.model, depth, to_device(few, self.accelerator.device))
-        except CannotCut as error:
-            self.keep_states = None
-            return str(error)
+        except CannotCut as error: return str(error)
         return ""
 
     def stage(self, depth:int|None):
         "Freeze at `depth` (None: as it is), run what is frozen, and set up what learns."
         if depth is not None: freeze(self.model, depth)
         self.depth = freeze_depth(self.model)
-        learner = self.model
-        if self.depth and self.keep_states is not None: self.not_kept = self._cannot_keep(self.depth)
-        if self.depth and self.keep_states is not None:
-            views = self.keep_states["views"]
-            self.train.keep(self.cut, **self.keep_states, progress=self.progress)
-            self.validation.keep(self.cut, **self.keep_states | dict(views=None), progress=self.progress)
+        learner, wanted = self.model, self.depth > 0 and self.how_to_keep is not None
+        reason = self._cannot_keep(self.depth) if wanted else ""
+        if wanted and not reason:
+            views = self.how_to_keep["views"]
+            self.train.keep(self.cut, **self.how_to_keep, progress=self.progress)
+            self.validation.keep(self.cut, **self.how_to_keep | dict(views=None), progress=self.progress)
             learner, kept = self.cut.suffix, [self.train.states, self.validation.states]
             where = " and ".join(dict.fromkeys(states.where for states in kept))
             self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
                       f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")
         else:
             for part in (self.train, self.validation): part.forget(self.progress)
-            if self.depth and self.not_kept: self._say(f"{self.depth} frozen blocks run in every epoch: {self.not_kept}")
+            if reason: self._say(f"{self.depth} frozen blocks run in every epoch: {reason}")
         if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
         self.learner = self.accelerator.prepare(learner)
 
@@ -369,10 +365,10 @@ class _Run:
         "From where it stands to the end."
         settings, history = self.settings, self.history
         self.started = time.perf_counter() - self.spent
-        if not history.stopped: self.stage(settings["unfreeze_at"].get(max((e for e in settings["unfreeze_at"] if e <= self.epoch), default=None)))
         self.bar = tqdm(total=self.steps, initial=self.step, desc="Training", unit="step", disable=not self.progress)
         curve = _LiveCurve(self.progress)
         try:
+            if not history.stopped: self.stage(settings["unfreeze_at"].get(max((e for e in settings["unfreeze_at"] if e <= self.epoch), default=None)))
             while self.epoch <= settings["epochs"] and not history.stopped:
                 if self.epoch in settings["unfreeze_at"] and settings["unfreeze_at"][self.epoch] != self.depth: self.stage(settings["unfreeze_at"][self.epoch])
                 self.learn()

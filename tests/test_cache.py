@@ -328,3 +328,18 @@ def test_one_pass_serves_several_cuts(noise, mood, tokenizer):
         for cut, states in zip(cuts, together):
             (alone,) = run_prefix(cut, task.train.inputs, encoded, precision="fp32", progress=False)
             assert torch.equal(alone.rows, states.rows) and torch.equal(alone.starts, states.starts)
+
+
+def test_a_model_in_bfloat16_spills_too(noise):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).bfloat16()
+    points = torch.randn(9, 4, dtype=torch.bfloat16)
+    memory, file = (run_prefix(Cut(model, 1, points[:2]), points, memory_budget=budget, progress=False)[0] for budget in (None, 0))
+    at = torch.arange(9)
+    assert memory.of(at).dtype == torch.bfloat16 and torch.equal(memory.of(at), file.of(at))
+
+
+def test_ctrl_c_while_the_prefix_runs_leaves_a_history(noise, monkeypatch):
+    def interrupted(*args, **how): raise KeyboardInterrupt
+    monkeypatch.setattr("finetune_nb.training.run_prefix", interrupted)
+    history = losses(residual(), noise, 3)
+    assert history.stopped == "interrupted" and not history.epochs

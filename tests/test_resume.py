@@ -97,7 +97,7 @@ def dies(module, name, time_of_death, before=True):
 
 
 @pytest.mark.parametrize("sabotage", [
-    dies(cache.Cut, "states", 9), dies(cache._Pass, "_finish", 1), dies(cache._Pass, "_finish", 2, before=False), # while the cache is filled
+    dies(cache.Cut, "states", 5), dies(cache._Pass, "_finish", 1), dies(cache._Pass, "_finish", 2, before=False), # while the cache is filled
     dies(training, "save", 3), dies(training.os, "fsync", 5), dies(training.os, "replace", 6), dies(training.os, "replace", 6, before=False), # while a checkpoint is written
     dies(training, "freeze", 1), dies(training, "freeze", 1, before=False), dies(training, "freeze", 2), # at an unfreezing
     dies(training._Run, "judge", 6), dies(training._Run, "judge", 6, before=False), # around the validation
