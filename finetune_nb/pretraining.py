@@ -98,8 +98,8 @@ def _play(systems:Systems, rounds:int, random:_Random) -> torch.Tensor:
         torch.addcmul(f, c, old_x, out=y).addcmul_(d, old_y)
     return path
 
-def _varied(systems:Systems, jitter:tuple[float, float], turn:float, random:_Random) -> Systems:
-    "One map of each shrunk or widened (it stays a contraction), and the whole turned and mirrored."
+def _varied(systems:Systems, jitter:tuple[float, float], turn:float, mirror:float, random:_Random) -> Systems:
+    "One map of each shrunk or widened (it stays a contraction), and the whole turned and perhaps mirrored."
     M, maps = len(systems), systems.maps.clone()
     one = torch.arange(M, device=random.device), (random.uniform(M) * systems.num_maps).long()
     A, b = maps[one].split([2, 1], dim=-1)
@@ -107,20 +107,21 @@ def _varied(systems:Systems, jitter:tuple[float, float], turn:float, random:_Ran
     norm = torch.linalg.matrix_norm(A, 2)[:, None, None]
     maps[one] = torch.cat([A * (norm.clamp(max=0.98) / norm), b], -1)
     R = _rotation(random.uniform(M, low=-1, high=1) * math.radians(turn))
-    R[:, :, 1] *= torch.where(random.uniform(M, 1) < 0.5, -1., 1.)
+    R[:, :, 1] *= torch.where(random.uniform(M, 1) < mirror, -1., 1.)
     return Systems(torch.cat([R[:, None] @ maps[..., :2] @ R.mT[:, None], R[:, None] @ maps[..., 2:]], -1), systems.probabilities)
 
 def render(systems:Systems, # one rendering of each; repeat a system to see it again
            size:int=64, # pixels, the side of the picture
            share:float|torch.Tensor=0.9, # of the side that the fractal's longer side takes, 0 to 1; one for all, or `float[M]`
            jitter:tuple[float, float]=(0.8, 1.1), # factors between which one map of each is scaled
-           turn:float=180, # degrees, the most to either side
+           turn:float=30, # degrees, the most to either side
+           mirror:float=0.0, # share of the renderings that are mirrored, 0 to 1
            points:int=12_288, # of the chaos game, for each fractal
            seed:int|_Random=0, # same seed, same pictures
           )->torch.Tensor: # int64[M, size, size], how many points fell on each pixel
     "Draw fractals, all at once."
     random = seed if isinstance(seed, _Random) else _Random(seed, systems.maps.device)
-    M, path = len(systems), _play(_varied(systems, jitter, turn, random), -(-points // _WALKERS), random)
+    M, path = len(systems), _play(_varied(systems, jitter, turn, mirror, random), -(-points // _WALKERS), random)
     low, high = path.amin(0).amin(1), path.amax(0).amax(1) # of x and y, [2, M]
     extent = (high - low).clamp(min=1e-3)
     taken = (share * extent / extent.amax(0) * (0.3 * (random.uniform(2, M) - 0.5)).exp()).clamp(max=1)
@@ -134,7 +135,7 @@ def render(systems:Systems, # one rendering of each; repeat a system to see it a
 @dataclass(frozen=True)
 class Recipe:
     "What is drawn, and how the network is trained on it."
-    classes: int = 300 # fractals to tell apart, at least 2
+    classes: int = 600 # fractals to tell apart, at least 2
     images: int = 1_000_000 # to train on, each drawn once and never again
     batch_size: int = 128 # images in a step
     image_size: int = 64 # pixels, at least 32
@@ -147,7 +148,8 @@ class Recipe:
     grain: float = 0.03 # standard deviation of the noise of single pixels, at most
     grey: float = 0.25 # share of the images without colour
     jitter: tuple[float, float] = (0.8, 1.1) # factors between which one map of a system is scaled in each rendering
-    turn: float = 180.0 # degrees that a rendering is turned, at most, to either side
+    turn: float = 30.0 # degrees that a rendering is turned, at most, to either side
+    mirror: float = 0.0 # share of the renderings that are mirrored
     points: int = 12_288 # of the chaos game, for each fractal
     seed: int = 0 # of the systems, the images and the first weights
     precision: str = "auto" # "fp32", "bf16", or "auto": bf16 where the processor has it
@@ -157,7 +159,7 @@ class Recipe:
         object.__setattr__(self, "jitter", tuple(self.jitter))
         for name, least in dict(classes=2, batch_size=2, image_size=32, points=1, images=self.batch_size, seed=0, weight_decay=0, background=0, grain=0, turn=0, fp32_steps=0).items():
             if getattr(self, name) < least: raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("pairs", "dead_leaves", "grey"):
+        for name in ("pairs", "dead_leaves", "grey", "mirror"):
             if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}.")
         if not 0 < self.warmup < 1: raise ValueError(f"warmup is a share of the steps between 0 and 1, got {self.warmup}.")
         if not self.learning_rate > 0: raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}.")
@@ -219,7 +221,7 @@ def draw_batch(recipe:Recipe, # what to draw
     owner = torch.cat([torch.arange(B, device=random.device), two.nonzero()[:, 0]]) # the image of each fractal
     M, second = len(owner), owner[B:]
     classes, share = random.integers(len(systems), M), random.uniform(M)
-    hits = render(systems[classes], S, torch.where(two[owner], 0.35 + 0.35 * share, 0.5 + 0.5 * share), recipe.jitter, recipe.turn, recipe.points, random)
+    hits = render(systems[classes], S, torch.where(two[owner], 0.35 + 0.35 * share, 0.5 + 0.5 * share), recipe.jitter, recipe.turn, recipe.mirror, recipe.points, random)
     behind = random.uniform(B, 3)
     images = _smooth(0.6 * random.normal(B, 3, 16, 16) + _smooth(random.normal(B, 3, 4, 4), 16), S)
     images.mul_(recipe.background * random.uniform(B, 1, 1, 1)).add_(behind[:, :, None, None])
