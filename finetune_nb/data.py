@@ -241,7 +241,7 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts),
                 made=dict(seed=seed, labels_per_class=labels_per_class, fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]))
 
-# %% ../nbs/01b_data.ipynb #70f619cb
+# %% ../nbs/01b_data.ipynb #6f5e88d2
 def _share(labels:np.ndarray, groups:np.ndarray, share:float, seed:int, parts_left:int) -> tuple[np.ndarray, np.ndarray]:
     "Positions of the rest and of a stratified `share`: no group is cut, and every class keeps a group for each of the `parts_left`."
     rng, taken = np.random.default_rng(seed), []
@@ -302,17 +302,22 @@ def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val`
                test:float=0.2, # share of the texts to be judged on, likewise
                seed:int=0, # same seed, same split
                most_bad:float=0.05, # the share of rows that may be skipped, 0 to 1
+               encoding:str|None=None, # of the letters, as in "cp1252"; None: UTF-8, else guessed, and noted
               )->Task: # a text task
     "Your own texts, one row, or one file, each."
-    return task_of(check(path, "text", text_column, label_column, most_bad), labels_per_class, validation, test, seed)
+    return task_of(check(path, "text", text_column, label_column, most_bad, encoding=encoding), labels_per_class, validation, test, seed)
 
 def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on the Hugging Face Hub, with `:configuration` if it needs one
-                  text_column:str|None=None, # None: if it is clear
-                  label_column:str|None=None, # None: if it is clear
-                  **settings, # as for `text_table`
-                 )->Task: # a text task
-    "Texts from a dataset of Hugging Face; needs the extra `datasets`."
-    return text_table(source, text_column, label_column, **settings)
+                  text_column:str|None=None, # None: the images, if there are any, else the text, if it is clear
+                  label_column:str|None=None, # None: the one with classes, or if it is clear
+                  labels_per_class:int|None=None, # training examples of each class; None: all that are there
+                  validation:float=0.2, # share of the examples to choose by, where there is no such split, above 0, below 1
+                  test:float=0.2, # share of the examples to be judged on, likewise
+                  seed:int=0, # same seed, same split
+                  most_bad:float=0.05, # the share of examples that may be skipped, 0 to 1
+                 )->Task: # an image or a text task
+    "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
+    return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)
 
 # %% ../nbs/01b_data.ipynb #0f4b884e
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['reserved', 'require_room', 'save', 'Predictor', 'load', 'export_onnx']
 
-# %% ../nbs/10_your_own_data.ipynb #3745d76c
+# %% ../nbs/10_your_own_data.ipynb #7cec2ec9
 import hashlib, inspect, json, os, platform, shutil, warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -26,7 +27,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import finetune_nb
 from . import text, vision
+from .cache import evaluating, to_device
 from .data import Task
+from .preflight import Unreadable
 from .training import Evaluation, History, predict
 
 # %% ../nbs/10_your_own_data.ipynb #7a2ba3f7
@@ -182,7 +185,9 @@ def save(folder, # where; a folder that `reserved` gave, or any
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/10_your_own_data.ipynb #85ce4c5f
+# %% ../nbs/10_your_own_data.ipynb #520649fc
+def _shown(given) -> str: return given if isinstance(given, str) else str(given) if isinstance(given, Path) else getattr(given, "place", "image")
+
 @dataclass(repr=False)
 class Predictor:
     "A saved model, ready to use."
@@ -194,19 +199,40 @@ class Predictor:
                 inputs, # texts, or images: files or PIL images; one, or many
                 top:int=1, # classes to name, the likeliest first, 1 to their number
                 batch_size:int=64, # changes the speed only
-               )->pd.DataFrame: # a row each: `input`, `class`, `probability`, and with more `class_2`, `probability_2` …
+               )->pd.DataFrame: # a row each: `input`, `class`, `probability`, and with more `class_2`, `probability_2` …; where one of many cannot be read, `error` says why
         "Which class is each, and how sure is the model?"
-        inputs = [inputs] if isinstance(inputs, str | Path) or hasattr(inputs, "convert") else list(inputs)
+        one = isinstance(inputs, str | Path) or hasattr(inputs, "convert")
+        inputs = [inputs] if one else list(inputs)
         if not 1 <= top <= len(self.classes): raise ValueError(f"top must be between 1 and the {len(self.classes)} classes, got {top}.")
-        if self.about["kind"] == "text" and (wrong := next((x for x in inputs if not isinstance(x, str)), None)) is not None: raise ValueError(f"This model reads texts, got {type(wrong).__name__}: give a list of strings.")
-        probabilities, rows = predict(self.model, inputs, batch_size), []
-        for given, row in zip(inputs, probabilities):
-            best = {"input": given if isinstance(given, str) else str(given) if isinstance(given, Path) else "image"}
-            for rank, i in enumerate((-row).argsort(kind="stable")[:top], 1):
-                suffix = "" if rank == 1 else f"_{rank}"
-                best |= {f"class{suffix}": self.classes[i], f"probability{suffix}": float(row[i])}
-            rows.append(best)
+        if not inputs: raise ValueError("predict got no inputs: give at least one.")
+        answers = list(self._of_images(inputs, batch_size) if self.about["kind"] == "image" else self._of_texts(inputs, batch_size))
+        if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
+        rows = [{"input": _shown(given)} | self._best(answer, top) for given, answer in zip(inputs, answers)]
         return pd.DataFrame(rows)
+
+    def _best(self, answer, top:int) -> dict: # of float[C], or an `Unreadable`
+        broken = isinstance(answer, Unreadable)
+        ranks = range(top) if broken else (-answer).argsort(kind="stable")[:top]
+        suffixes = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+        best = {f"{name}{suffix}": value for suffix, i in zip(suffixes, ranks) for name, value in (("class", None if broken else self.classes[i]), ("probability", None if broken else float(answer[i])))}
+        return best | {"error": answer.reason} if broken else best
+
+    def _of_texts(self, texts:list, batch_size:int) -> Iterator: # float[C] each, or what cannot be read
+        good = [x for x in texts if not isinstance(x, Unreadable)]
+        if (wrong := next((x for x in good if not isinstance(x, str)), None)) is not None: raise ValueError(f"This model reads texts, got {type(wrong).__name__}: give a list of strings.")
+        probabilities = iter(predict(self.model, good, batch_size) if good else ())
+        return (x if isinstance(x, Unreadable) else next(probabilities) for x in texts)
+
+    def _of_images(self, images:list, batch_size:int) -> Iterator: # float[C] each, or what cannot be read; a batch is opened when its turn comes
+        def prepared(image):
+            try: return self.model.preprocessing(image)
+            except OSError as error: return Unreadable(_shown(image), str(error))
+        with ThreadPoolExecutor() as pool, evaluating(self.model), torch.no_grad():
+            for i in range(0, len(images), batch_size):
+                encoded = list(pool.map(prepared, images[i:i + batch_size]))
+                good = [x for x in encoded if torch.is_tensor(x)]
+                probabilities = iter(self.model(to_device(self.model.collate(good), next(self.model.parameters()).device)).float().softmax(1).cpu().numpy() if good else ())
+                yield from (next(probabilities) if torch.is_tensor(x) else x for x in encoded)
 
     def __repr__(self): return f"Predictor of {len(self.classes)} classes for {self.about['kind']}s: {', '.join(self.classes[:6])}{' …' * (len(self.classes) > 6)}"
 
