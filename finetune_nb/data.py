@@ -6,7 +6,7 @@
 __all__ = ['Examples', 'Task', 'split', 'near_duplicates', 'cache_folder', 'topics', 'digits', 'task_of', 'image_folder',
            'text_table', 'from_datasets', 'Baseline', 'baseline']
 
-# %% ../nbs/01b_data.ipynb #b1e5ebcd
+# %% ../nbs/01b_data.ipynb #61c0442a
 import ast, hashlib, importlib.metadata, importlib.util, json, os, re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.pipeline import make_union
-from sklearn.preprocessing import FunctionTransformer
-from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 from .preflight import Report, check, open_image
@@ -154,11 +148,12 @@ def _first_sentence(doc:str) -> str:
     sentence = re.match(r".+?[.!?](?=\s|$)|.+", paragraph)[0] if paragraph else ""
     return _MASKED.sub("library", re.sub(r":\w+:`[~!]?([^`]*)`", r"\1", sentence).replace("`", "").replace("*", "")).strip()
 
-# %% ../nbs/01b_data.ipynb #14b81821
+# %% ../nbs/01b_data.ipynb #7d966fab
 def near_duplicates(texts:Sequence[str], # any texts
                     threshold:float=0.7, # cosine similarity of letter n-grams from which two texts count as one, 0 to 1
                    )->np.ndarray: # int[N], the group of each text
     "Number the groups of texts that say nearly the same."
+    from sklearn.feature_extraction.text import TfidfVectorizer # takes a second to load, which most commands need not spend
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32).fit_transform(texts)
     similar = vectors @ vectors.T
     similar.data = similar.data >= threshold
@@ -319,7 +314,7 @@ def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on
     "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
     return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)
 
-# %% ../nbs/01b_data.ipynb #0f4b884e
+# %% ../nbs/01b_data.ipynb #60624c2f
 @dataclass(frozen=True)
 class Baseline:
     "A classical classifier's result on a task."
@@ -335,6 +330,11 @@ def _pixels(images:Sequence) -> np.ndarray:
 
 def _candidates(task:Task) -> Iterator[tuple[str, object, list]]:
     "Features, and classifiers on them, that a careful practitioner would try."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_union
+    from sklearn.preprocessing import FunctionTransformer
+    from sklearn.svm import SVC
     if task.kind == "image":
         yield "pixels", FunctionTransformer(_pixels), [SVC(C=C, gamma=gamma) for C in (1, 10, 100) for gamma in ("scale", 0.001, 0.01)]
         return
@@ -348,6 +348,7 @@ def _candidates(task:Task) -> Iterator[tuple[str, object, list]]:
 def baseline(task:Task # a text or image task
             )->Baseline: # its result on the test examples
     "A tuned classical baseline: n-grams with logistic regression for text, a support vector machine on raw pixels for images."
+    from sklearn.metrics import accuracy_score, f1_score
     best = -1, None
     for name, features, classifiers in _candidates(task):
         train, validation, test = [features.fit_transform(task.train.inputs), *map(features.transform, (task.validation.inputs, task.test.inputs))]

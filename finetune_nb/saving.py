@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reserved', 'require_room', 'save', 'Predictor', 'load', 'export_onnx']
 
-# %% ../nbs/10_your_own_data.ipynb #7cec2ec9
+# %% ../nbs/10_your_own_data.ipynb #8fd09421
 import hashlib, inspect, json, os, platform, shutil, warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +23,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune_nb
-from . import text, vision
+from . import vision
 from .cache import evaluating, to_device
 from .data import Task
 from .preflight import Unreadable
@@ -66,7 +65,7 @@ def require_room(folder:Path, model:nn.Module):
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"The disk of {str(folder)!r} has {free / 1e6:,.0f} MB free, and the model needs {needed / 1e6:,.0f} MB: make room, or name a folder elsewhere.")
 
-# %% ../nbs/10_your_own_data.ipynb #daafb272
+# %% ../nbs/10_your_own_data.ipynb #e4158ab9
 def _architecture(network:nn.Module) -> str:
     "torchvision's name of a ResNet."
     shapes = {n: t.shape for n, t in network.state_dict().items() if not n.startswith("fc.")}
@@ -75,8 +74,9 @@ def _architecture(network:nn.Module) -> str:
         if shapes == {n: t.shape for n, t in other.state_dict().items() if not n.startswith("fc.")}: return name
     raise ValueError(f"This {type(network).__name__} is none of {', '.join(vision._ARCHITECTURES)}, and other tools would not know it: save its state dict yourself.")
 
-def _of_transformers(model:text.TextClassifier, classes:Sequence[str]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def _of_transformers(model:nn.Module, classes:Sequence[str]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     "The same network as Transformers' class for sequence classification, sharing its weights, and these by name."
+    from transformers import AutoModelForSequenceClassification # whose loading takes a second, which images need not wait for
     config = deepcopy(model.backbone.config)
     config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
     config.classifier_dropout = model.dropout.p
@@ -87,25 +87,32 @@ def _of_transformers(model:text.TextClassifier, classes:Sequence[str]) -> tuple[
     shared = not isinstance(whole.classifier, nn.Linear)
     return whole, {n: t for n, t in whole.state_dict().items() if not (shared and ".pooler." in n)}
 
+def _write_text(folder:Path, model:nn.Module, classes:Sequence[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    "Write tokenizer and configuration of a text model; its weights by name, and what `load` needs to know."
+    from finetune_nb import text
+    if not isinstance(model, text.TextClassifier): raise ValueError(f"save takes a classifier of vision or text, got {type(model).__name__}: save its state dict with safetensors.")
+    options = inspect.signature(type(model.backbone).__init__).parameters.keys() & {"add_pooling_layer"}
+    about = dict(kind="text", pooling=model.pooling, max_length=model.max_length, backbone=model.backbone.config.to_dict(),
+                 options={name: getattr(model.backbone, "pooler", None) is not None for name in options})
+    tensors = model.state_dict()
+    if model.pooling == "pooler":
+        whole, tensors = _of_transformers(model, classes)
+        whole.config.architectures = [type(whole).__name__]
+        whole.config.save_pretrained(folder)
+    longest, model.tokenizer.model_max_length = model.tokenizer.model_max_length, model.max_length # so that other tools cut where we do
+    try: model.tokenizer.save_pretrained(folder)
+    finally: model.tokenizer.model_max_length = longest
+    return tensors, about
+
 def _write_weights(folder:Path, model:nn.Module, classes:Sequence[str]) -> dict:
     "Write the weights, a tokenizer and a configuration; what `load` needs to know besides."
     about = dict(classes=list(classes))
     if isinstance(model, vision.ImageClassifier):
         about |= dict(kind="image", architecture=_architecture(model.backbone), preprocessing=asdict(model.preprocessing))
         tensors = model.backbone.state_dict()
-    elif isinstance(model, text.TextClassifier):
-        options = inspect.signature(type(model.backbone).__init__).parameters.keys() & {"add_pooling_layer"}
-        about |= dict(kind="text", pooling=model.pooling, max_length=model.max_length, backbone=model.backbone.config.to_dict(),
-                      options={name: getattr(model.backbone, "pooler", None) is not None for name in options})
-        tensors = model.state_dict()
-        if model.pooling == "pooler":
-            whole, tensors = _of_transformers(model, classes)
-            whole.config.architectures = [type(whole).__name__]
-            whole.config.save_pretrained(folder)
-        longest, model.tokenizer.model_max_length = model.tokenizer.model_max_length, model.max_length # so that other tools cut where we do
-        try: model.tokenizer.save_pretrained(folder)
-        finally: model.tokenizer.model_max_length = longest
-    else: raise ValueError(f"save takes a classifier of vision or text, got {type(model).__name__}: save its state dict with safetensors.")
+    else:
+        tensors, more = _write_text(folder, model, classes)
+        about |= more
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder/"model.safetensors", {"format": "pt"})
     return about | dict(sha256=hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest(), finetune_nb=finetune_nb.__version__)
 
@@ -185,7 +192,7 @@ def save(folder, # where; a folder that `reserved` gave, or any
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/10_your_own_data.ipynb #520649fc
+# %% ../nbs/10_your_own_data.ipynb #25ae4f26
 def _shown(given) -> str: return given if isinstance(given, str) else str(given) if isinstance(given, Path) else getattr(given, "place", "image")
 
 @dataclass(repr=False)
@@ -243,7 +250,9 @@ def _read_about(folder:Path) -> dict:
     if not isinstance(about, dict) or not {"kind", "classes", "sha256"} <= about.keys(): raise ValueError(f"model.json in {str(folder)!r} lacks kind, classes or sha256: it is no model that finetune_nb has saved.")
     return about
 
-def _load_text(folder:Path, about:dict) -> text.TextClassifier:
+def _load_text(folder:Path, about:dict) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from finetune_nb import text
     config = dict(about["backbone"])
     backbone = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config), trust_remote_code=False, **about["options"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
