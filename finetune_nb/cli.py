@@ -12,12 +12,12 @@ from typing import Annotated, Optional
 
 import typer
 
-# %% ../nbs/20_command_line.ipynb #b23ce4bb
+# %% ../nbs/20_command_line.ipynb #00815a8a
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
                   help="Fine-tune pretrained networks: choose a model, freeze part of it, add a head, train, evaluate. "
                        "Start with `finetune-nb run`.")
 
-def _say(*words): print(*words, file=sys.stderr) # standard output is for results
+def _say(*words, sep:str=' '): print(*words, sep=sep, file=sys.stderr) # standard output is for results
 
 def _table(rows:list[tuple[str, ...]]) -> str:
     "Columns as text, all but the first to the right."
@@ -73,7 +73,7 @@ def _finish(task, model, trained:tuple, more:dict, baseline:bool, out:Optional[P
         _say(f"Saved {', '.join(sorted(file.name for file in out.iterdir() if file.suffix))} in {out}")
     _print(result, as_json)
 
-# %% ../nbs/20_command_line.ipynb #c1d7c2df
+# %% ../nbs/20_command_line.ipynb #69107ca7
 def _option(kind, help:str|None=None, *names:str, **limits): return Annotated[kind, typer.Option(*names, help=help, show_default="[default:" not in (help or ""), **limits)]
 
 _Depth = _option(Optional[int], "Blocks to freeze, from the input: 0 trains everything, the largest the head alone. [default: all but the two top ones and the head]")
@@ -87,6 +87,7 @@ _Baseline = _option(bool, "Also tune a classical baseline on the same examples: 
 _Out = _option(Optional[Path], "A new folder for weights, result, figures and a model card.")
 _Overwrite = _option(bool, "Replace the model that is in the folder already.", "--overwrite")
 _MostBad = _option(float, "The share of your examples that may be damaged, and are skipped; with more it stops.", min=0, max=1)
+_Encoding = _option(Optional[str], "Of your table's or .txt files' letters, as in cp1252. [default: UTF-8, else guessed, and noted]")
 _TextColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
 _LabelColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
 _Cache = _option(bool, "Run frozen blocks once for each example, not in every epoch.", "--cache/--no-cache")
@@ -96,21 +97,21 @@ _Checkpoint = _option(Optional[Path], "A folder for checkpoints, one every 100 s
 _Resume = _option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.", "--resume")
 _Json = _option(bool, "Print the result as one line of JSON, the last of standard output.", "--json")
 
-# %% ../nbs/20_command_line.ipynb #a94c7702
-def _checked(path, kind:str, text_column:Optional[str]=None, label_column:Optional[str]=None, most_bad:float=0.05):
+# %% ../nbs/20_command_line.ipynb #bdc77b34
+def _checked(path, kind:str, text_column:Optional[str]=None, label_column:Optional[str]=None, most_bad:float=0.05, encoding:Optional[str]=None):
     "The report of a pre-flight that goes on; another is shown before it stops us."
     from finetune_nb.preflight import check
-    report = check(path, kind, text_column, label_column, most_bad)
+    report = check(path, kind, text_column, label_column, most_bad, encoding=encoding)
     if not report.ok: _say(report)
     return report.require()
 
-# %% ../nbs/20_command_line.ipynb #f3cf953e
+# %% ../nbs/20_command_line.ipynb #4f242c41
 @app.command()
 def text(context:typer.Context,
          source:Annotated[Optional[str], typer.Argument(help="Your texts: CSV, TSV, JSONL, Parquet, a folder of these or of .txt files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]",
                                                         show_default=False)]=None,
          backbone:_option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, or a folder.")="minilm",
-         text_column:_TextColumn=None, label_column:_LabelColumn=None,
+         text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None,
          labels_per_class:_option(Optional[int], "Training texts of each class. [default: 20 of each topic; all of yours]", min=1)=None,
          freeze_depth:_Depth=None, epochs:_Epochs=12, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
          patience:_Patience=None, cache:_Cache=True, cache_folder:_CacheFolder=None, precision:_Precision="auto", checkpoint:_Checkpoint=None, resume:_Resume=False,
@@ -126,7 +127,7 @@ def text(context:typer.Context,
     """
     from finetune_nb import data, text
     _new_folder(context, out, overwrite)
-    report = None if source is None else _checked(source, "text", text_column, label_column, most_bad)
+    report = None if source is None else _checked(source, "text", text_column, label_column, most_bad, encoding)
     task = data.topics(20 if labels_per_class is None else labels_per_class, seed) if report is None else data.task_of(report, labels_per_class, seed=seed)
     model = text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed)
     if report is not None: _say(report.measure_texts(model))
@@ -134,12 +135,13 @@ def text(context:typer.Context,
                          head_learning_rate=head_learning_rate, patience=patience, seed=seed, cache=cache and (cache_folder or True), precision=precision, checkpoint=checkpoint, resume=resume)
     _finish(task, model, trained, dict(pooling=pooling), baseline, out, as_json)
 
-# %% ../nbs/20_command_line.ipynb #a9535db7
+# %% ../nbs/20_command_line.ipynb #c10fdca3
 @app.command()
 def image(context:typer.Context,
-          folder:Annotated[Optional[Path], typer.Argument(help="Your images: a folder for each class, or `train`, `val` and `test` above these. [default: real handwritten digits]",
+          folder:Annotated[Optional[Path], typer.Argument(help="Your images: a folder for each class, or `train`, `val` and `test` above these, or a dataset of Hugging Face that was saved to disk. [default: real handwritten digits]",
                                                           show_default=False)]=None,
           backbone:_option(str, "`resnet18-fractal` (embedded), `resnet18` … `resnet152` with ImageNet weights, or a file of weights.")="resnet18-fractal",
+          label_column:_option(Optional[str], "Of your dataset. [default: if it is clear]")=None,
           labels_per_class:_option(Optional[int], "Training images of each class. [default: 20 digits; all of a folder]", min=1)=None,
           image_size:_option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. [default: what the backbone was made for]")=None,
           freeze_depth:_Depth=None, epochs:_Epochs=10, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None, patience:_Patience=None,
@@ -159,7 +161,7 @@ def image(context:typer.Context,
     _new_folder(context, out, overwrite)
     if folder is None: task = data.digits(20 if labels_per_class is None else labels_per_class, seed)
     else:
-        _say(report := _checked(folder, "image", most_bad=most_bad))
+        _say(report := _checked(folder, "image", None, label_column, most_bad))
         task = data.task_of(report, labels_per_class, seed=seed)
     augment = augment or flip
     model = vision.classifier(backbone, task.num_classes, image_size, vision.augmentation(flip=flip) if augment else None, seed=seed)
@@ -253,10 +255,10 @@ def pretrain(out:Annotated[Path, typer.Argument(help="A folder for the checkpoin
     if as_json: print(json.dumps(result))
     else: print(_table([("images seen", f"{done.images_seen:,}"), ("top class is one of the image's", f"{done.final_accuracy:.1%}"), ("seconds", f"{done.seconds:.0f}"), ("precision", done.precision)]))
 
-# %% ../nbs/20_command_line.ipynb #e7a1c340
+# %% ../nbs/20_command_line.ipynb #6c06dbca
 @app.command()
 def check(path:Annotated[str, typer.Argument(help="Images by class, a table of texts, .txt files by class, or a dataset of Hugging Face.", show_default=False)],
-          kind:_option(Optional[str], "`image` or `text`. [default: as it looks]")=None, text_column:_TextColumn=None, label_column:_LabelColumn=None, most_bad:_MostBad=0.05,
+          kind:_option(Optional[str], "`image` or `text`. [default: as it looks]")=None, text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None, most_bad:_MostBad=0.05,
           thorough:_option(bool, "Decode every image, however many there are. [default: up to 10,000]", "--thorough")=False,
           backbone:_option(str, "Whose limit texts are measured by.")="minilm", as_json:_Json=False):
     """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long? Nothing is changed.
@@ -264,33 +266,37 @@ def check(path:Annotated[str, typer.Argument(help="Images by class, a table of t
     `finetune-nb check pets/`, or `finetune-nb check reviews.csv --text-column review --label-column stars`. The exit code is 1 if a training would stop.
     """
     from finetune_nb import preflight
-    report = preflight.check(path, kind, text_column, label_column, most_bad, thorough or None)
+    report = preflight.check(path, kind, text_column, label_column, most_bad, thorough or None, encoding=encoding)
     if report.kind == "text" and report.inputs:
         from finetune_nb import text
         report.measure_texts(text.classifier(backbone, 2))
     print(json.dumps(report.summary()) if as_json else report)
     if not report.ok: raise typer.Exit(1)
 
-def _inputs(kind:str, files:list[str], text_column:Optional[str]) -> list[str]:
+def _inputs(kind:str, files:list[str], text_column:Optional[str], encoding:Optional[str]) -> list:
     "What there is to predict: lines of standard input, texts of tables and files, images of files and folders."
     from finetune_nb import preflight
     if kind == "text" and files in ([], ["-"]): return [line for line in map(str.strip, sys.stdin) if line]
     if not files: raise ValueError("There is nothing to predict: give image files, or folders of them.")
-    return [found for file in files for found in preflight.inputs_in(Path(file), kind, text_column)]
+    return [found for file in files for found in preflight.inputs_in(Path(file), kind, text_column, encoding)]
 
 @app.command()
 def predict(model:Annotated[Path, typer.Argument(help="A folder that `--out` has written.", show_default=False)],
             files:Annotated[Optional[list[str]], typer.Argument(help="Images, folders of them; tables, .txt files. [default: standard input, a text a line]", show_default=False)]=None,
             top:_option(int, "Classes to name for each, the likeliest first.", min=1)=1, batch_size:_option(int, "Examples at a time; changes the speed only.", min=1)=64,
-            text_column:_TextColumn=None, as_json:_option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
-    """Say which class images or texts are: CSV on standard output.
+            text_column:_TextColumn=None, encoding:_Encoding=None, as_json:_option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
+    """Say which class images or texts are: CSV on standard output. What cannot be read has no class but an `error`, and then the exit code is 1.
 
     `finetune-nb predict pets_model cat.jpg holiday/ --top 3`, or `echo "well made" | finetune-nb predict reviews_model --json`.
     """
     from finetune_nb import saving
     saved = saving.load(model)
-    answers = saved.predict(_inputs(saved.about["kind"], files or [], text_column), top, batch_size)
+    answers = saved.predict(_inputs(saved.about["kind"], files or [], text_column, encoding), top, batch_size)
     print(answers.to_json(orient="records", lines=True, force_ascii=False).strip() if as_json else answers.to_csv(index=False).strip())
+    if "error" in answers:
+        broken = answers.dropna(subset="error")
+        _say(f"finetune-nb: {len(broken)} of {len(answers)} could not be read.", *(f"{row.input}: {row.error}" for row in broken.itertuples()), sep="\n")
+        raise typer.Exit(1)
 
 @app.command()
 def export(model:Annotated[Path, typer.Argument(help="A folder that `--out` has written.", show_default=False)],

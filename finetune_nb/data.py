@@ -6,7 +6,7 @@
 __all__ = ['Examples', 'Task', 'split', 'near_duplicates', 'cache_folder', 'topics', 'digits', 'task_of', 'image_folder',
            'text_table', 'from_datasets', 'Baseline', 'baseline']
 
-# %% ../nbs/01b_data.ipynb #b1e5ebcd
+# %% ../nbs/01b_data.ipynb #61c0442a
 import ast, hashlib, importlib.metadata, importlib.util, json, os, re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.pipeline import make_union
-from sklearn.preprocessing import FunctionTransformer
-from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
 from .preflight import Report, check, open_image
@@ -154,11 +148,12 @@ def _first_sentence(doc:str) -> str:
     sentence = re.match(r".+?[.!?](?=\s|$)|.+", paragraph)[0] if paragraph else ""
     return _MASKED.sub("library", re.sub(r":\w+:`[~!]?([^`]*)`", r"\1", sentence).replace("`", "").replace("*", "")).strip()
 
-# %% ../nbs/01b_data.ipynb #14b81821
+# %% ../nbs/01b_data.ipynb #7d966fab
 def near_duplicates(texts:Sequence[str], # any texts
                     threshold:float=0.7, # cosine similarity of letter n-grams from which two texts count as one, 0 to 1
                    )->np.ndarray: # int[N], the group of each text
     "Number the groups of texts that say nearly the same."
+    from sklearn.feature_extraction.text import TfidfVectorizer # takes a second to load, which most commands need not spend
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32).fit_transform(texts)
     similar = vectors @ vectors.T
     similar.data = similar.data >= threshold
@@ -241,7 +236,7 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts),
                 made=dict(seed=seed, labels_per_class=labels_per_class, fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]))
 
-# %% ../nbs/01b_data.ipynb #70f619cb
+# %% ../nbs/01b_data.ipynb #6f5e88d2
 def _share(labels:np.ndarray, groups:np.ndarray, share:float, seed:int, parts_left:int) -> tuple[np.ndarray, np.ndarray]:
     "Positions of the rest and of a stratified `share`: no group is cut, and every class keeps a group for each of the `parts_left`."
     rng, taken = np.random.default_rng(seed), []
@@ -302,19 +297,24 @@ def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val`
                test:float=0.2, # share of the texts to be judged on, likewise
                seed:int=0, # same seed, same split
                most_bad:float=0.05, # the share of rows that may be skipped, 0 to 1
+               encoding:str|None=None, # of the letters, as in "cp1252"; None: UTF-8, else guessed, and noted
               )->Task: # a text task
     "Your own texts, one row, or one file, each."
-    return task_of(check(path, "text", text_column, label_column, most_bad), labels_per_class, validation, test, seed)
+    return task_of(check(path, "text", text_column, label_column, most_bad, encoding=encoding), labels_per_class, validation, test, seed)
 
 def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on the Hugging Face Hub, with `:configuration` if it needs one
-                  text_column:str|None=None, # None: if it is clear
-                  label_column:str|None=None, # None: if it is clear
-                  **settings, # as for `text_table`
-                 )->Task: # a text task
-    "Texts from a dataset of Hugging Face; needs the extra `datasets`."
-    return text_table(source, text_column, label_column, **settings)
+                  text_column:str|None=None, # None: the images, if there are any, else the text, if it is clear
+                  label_column:str|None=None, # None: the one with classes, or if it is clear
+                  labels_per_class:int|None=None, # training examples of each class; None: all that are there
+                  validation:float=0.2, # share of the examples to choose by, where there is no such split, above 0, below 1
+                  test:float=0.2, # share of the examples to be judged on, likewise
+                  seed:int=0, # same seed, same split
+                  most_bad:float=0.05, # the share of examples that may be skipped, 0 to 1
+                 )->Task: # an image or a text task
+    "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
+    return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)
 
-# %% ../nbs/01b_data.ipynb #0f4b884e
+# %% ../nbs/01b_data.ipynb #60624c2f
 @dataclass(frozen=True)
 class Baseline:
     "A classical classifier's result on a task."
@@ -330,6 +330,11 @@ def _pixels(images:Sequence) -> np.ndarray:
 
 def _candidates(task:Task) -> Iterator[tuple[str, object, list]]:
     "Features, and classifiers on them, that a careful practitioner would try."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_union
+    from sklearn.preprocessing import FunctionTransformer
+    from sklearn.svm import SVC
     if task.kind == "image":
         yield "pixels", FunctionTransformer(_pixels), [SVC(C=C, gamma=gamma) for C in (1, 10, 100) for gamma in ("scale", 0.001, 0.01)]
         return
@@ -343,6 +348,7 @@ def _candidates(task:Task) -> Iterator[tuple[str, object, list]]:
 def baseline(task:Task # a text or image task
             )->Baseline: # its result on the test examples
     "A tuned classical baseline: n-grams with logistic regression for text, a support vector machine on raw pixels for images."
+    from sklearn.metrics import accuracy_score, f1_score
     best = -1, None
     for name, features, classifiers in _candidates(task):
         train, validation, test = [features.fit_transform(task.train.inputs), *map(features.transform, (task.validation.inputs, task.test.inputs))]

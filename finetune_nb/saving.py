@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['reserved', 'require_room', 'save', 'Predictor', 'load', 'export_onnx']
 
-# %% ../nbs/10_your_own_data.ipynb #3745d76c
+# %% ../nbs/10_your_own_data.ipynb #8fd09421
 import hashlib, inspect, json, os, platform, shutil, warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -22,11 +23,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune_nb
-from . import text, vision
+from . import vision
+from .cache import evaluating, to_device
 from .data import Task
+from .preflight import Unreadable
 from .training import Evaluation, History, predict
 
 # %% ../nbs/10_your_own_data.ipynb #7a2ba3f7
@@ -63,7 +65,7 @@ def require_room(folder:Path, model:nn.Module):
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"The disk of {str(folder)!r} has {free / 1e6:,.0f} MB free, and the model needs {needed / 1e6:,.0f} MB: make room, or name a folder elsewhere.")
 
-# %% ../nbs/10_your_own_data.ipynb #daafb272
+# %% ../nbs/10_your_own_data.ipynb #e4158ab9
 def _architecture(network:nn.Module) -> str:
     "torchvision's name of a ResNet."
     shapes = {n: t.shape for n, t in network.state_dict().items() if not n.startswith("fc.")}
@@ -72,8 +74,9 @@ def _architecture(network:nn.Module) -> str:
         if shapes == {n: t.shape for n, t in other.state_dict().items() if not n.startswith("fc.")}: return name
     raise ValueError(f"This {type(network).__name__} is none of {', '.join(vision._ARCHITECTURES)}, and other tools would not know it: save its state dict yourself.")
 
-def _of_transformers(model:text.TextClassifier, classes:Sequence[str]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def _of_transformers(model:nn.Module, classes:Sequence[str]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     "The same network as Transformers' class for sequence classification, sharing its weights, and these by name."
+    from transformers import AutoModelForSequenceClassification # whose loading takes a second, which images need not wait for
     config = deepcopy(model.backbone.config)
     config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
     config.classifier_dropout = model.dropout.p
@@ -84,25 +87,32 @@ def _of_transformers(model:text.TextClassifier, classes:Sequence[str]) -> tuple[
     shared = not isinstance(whole.classifier, nn.Linear)
     return whole, {n: t for n, t in whole.state_dict().items() if not (shared and ".pooler." in n)}
 
+def _write_text(folder:Path, model:nn.Module, classes:Sequence[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    "Write tokenizer and configuration of a text model; its weights by name, and what `load` needs to know."
+    from finetune_nb import text
+    if not isinstance(model, text.TextClassifier): raise ValueError(f"save takes a classifier of vision or text, got {type(model).__name__}: save its state dict with safetensors.")
+    options = inspect.signature(type(model.backbone).__init__).parameters.keys() & {"add_pooling_layer"}
+    about = dict(kind="text", pooling=model.pooling, max_length=model.max_length, backbone=model.backbone.config.to_dict(),
+                 options={name: getattr(model.backbone, "pooler", None) is not None for name in options})
+    tensors = model.state_dict()
+    if model.pooling == "pooler":
+        whole, tensors = _of_transformers(model, classes)
+        whole.config.architectures = [type(whole).__name__]
+        whole.config.save_pretrained(folder)
+    longest, model.tokenizer.model_max_length = model.tokenizer.model_max_length, model.max_length # so that other tools cut where we do
+    try: model.tokenizer.save_pretrained(folder)
+    finally: model.tokenizer.model_max_length = longest
+    return tensors, about
+
 def _write_weights(folder:Path, model:nn.Module, classes:Sequence[str]) -> dict:
     "Write the weights, a tokenizer and a configuration; what `load` needs to know besides."
     about = dict(classes=list(classes))
     if isinstance(model, vision.ImageClassifier):
         about |= dict(kind="image", architecture=_architecture(model.backbone), preprocessing=asdict(model.preprocessing))
         tensors = model.backbone.state_dict()
-    elif isinstance(model, text.TextClassifier):
-        options = inspect.signature(type(model.backbone).__init__).parameters.keys() & {"add_pooling_layer"}
-        about |= dict(kind="text", pooling=model.pooling, max_length=model.max_length, backbone=model.backbone.config.to_dict(),
-                      options={name: getattr(model.backbone, "pooler", None) is not None for name in options})
-        tensors = model.state_dict()
-        if model.pooling == "pooler":
-            whole, tensors = _of_transformers(model, classes)
-            whole.config.architectures = [type(whole).__name__]
-            whole.config.save_pretrained(folder)
-        longest, model.tokenizer.model_max_length = model.tokenizer.model_max_length, model.max_length # so that other tools cut where we do
-        try: model.tokenizer.save_pretrained(folder)
-        finally: model.tokenizer.model_max_length = longest
-    else: raise ValueError(f"save takes a classifier of vision or text, got {type(model).__name__}: save its state dict with safetensors.")
+    else:
+        tensors, more = _write_text(folder, model, classes)
+        about |= more
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder/"model.safetensors", {"format": "pt"})
     return about | dict(sha256=hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest(), finetune_nb=finetune_nb.__version__)
 
@@ -182,7 +192,9 @@ def save(folder, # where; a folder that `reserved` gave, or any
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/10_your_own_data.ipynb #85ce4c5f
+# %% ../nbs/10_your_own_data.ipynb #25ae4f26
+def _shown(given) -> str: return given if isinstance(given, str) else str(given) if isinstance(given, Path) else getattr(given, "place", "image")
+
 @dataclass(repr=False)
 class Predictor:
     "A saved model, ready to use."
@@ -194,19 +206,40 @@ class Predictor:
                 inputs, # texts, or images: files or PIL images; one, or many
                 top:int=1, # classes to name, the likeliest first, 1 to their number
                 batch_size:int=64, # changes the speed only
-               )->pd.DataFrame: # a row each: `input`, `class`, `probability`, and with more `class_2`, `probability_2` …
+               )->pd.DataFrame: # a row each: `input`, `class`, `probability`, and with more `class_2`, `probability_2` …; where one of many cannot be read, `error` says why
         "Which class is each, and how sure is the model?"
-        inputs = [inputs] if isinstance(inputs, str | Path) or hasattr(inputs, "convert") else list(inputs)
+        one = isinstance(inputs, str | Path) or hasattr(inputs, "convert")
+        inputs = [inputs] if one else list(inputs)
         if not 1 <= top <= len(self.classes): raise ValueError(f"top must be between 1 and the {len(self.classes)} classes, got {top}.")
-        if self.about["kind"] == "text" and (wrong := next((x for x in inputs if not isinstance(x, str)), None)) is not None: raise ValueError(f"This model reads texts, got {type(wrong).__name__}: give a list of strings.")
-        probabilities, rows = predict(self.model, inputs, batch_size), []
-        for given, row in zip(inputs, probabilities):
-            best = {"input": given if isinstance(given, str) else str(given) if isinstance(given, Path) else "image"}
-            for rank, i in enumerate((-row).argsort(kind="stable")[:top], 1):
-                suffix = "" if rank == 1 else f"_{rank}"
-                best |= {f"class{suffix}": self.classes[i], f"probability{suffix}": float(row[i])}
-            rows.append(best)
+        if not inputs: raise ValueError("predict got no inputs: give at least one.")
+        answers = list(self._of_images(inputs, batch_size) if self.about["kind"] == "image" else self._of_texts(inputs, batch_size))
+        if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
+        rows = [{"input": _shown(given)} | self._best(answer, top) for given, answer in zip(inputs, answers)]
         return pd.DataFrame(rows)
+
+    def _best(self, answer, top:int) -> dict: # of float[C], or an `Unreadable`
+        broken = isinstance(answer, Unreadable)
+        ranks = range(top) if broken else (-answer).argsort(kind="stable")[:top]
+        suffixes = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+        best = {f"{name}{suffix}": value for suffix, i in zip(suffixes, ranks) for name, value in (("class", None if broken else self.classes[i]), ("probability", None if broken else float(answer[i])))}
+        return best | {"error": answer.reason} if broken else best
+
+    def _of_texts(self, texts:list, batch_size:int) -> Iterator: # float[C] each, or what cannot be read
+        good = [x for x in texts if not isinstance(x, Unreadable)]
+        if (wrong := next((x for x in good if not isinstance(x, str)), None)) is not None: raise ValueError(f"This model reads texts, got {type(wrong).__name__}: give a list of strings.")
+        probabilities = iter(predict(self.model, good, batch_size) if good else ())
+        return (x if isinstance(x, Unreadable) else next(probabilities) for x in texts)
+
+    def _of_images(self, images:list, batch_size:int) -> Iterator: # float[C] each, or what cannot be read; a batch is opened when its turn comes
+        def prepared(image):
+            try: return self.model.preprocessing(image)
+            except OSError as error: return Unreadable(_shown(image), str(error))
+        with ThreadPoolExecutor() as pool, evaluating(self.model), torch.no_grad():
+            for i in range(0, len(images), batch_size):
+                encoded = list(pool.map(prepared, images[i:i + batch_size]))
+                good = [x for x in encoded if torch.is_tensor(x)]
+                probabilities = iter(self.model(to_device(self.model.collate(good), next(self.model.parameters()).device)).float().softmax(1).cpu().numpy() if good else ())
+                yield from (next(probabilities) if torch.is_tensor(x) else x for x in encoded)
 
     def __repr__(self): return f"Predictor of {len(self.classes)} classes for {self.about['kind']}s: {', '.join(self.classes[:6])}{' …' * (len(self.classes) > 6)}"
 
@@ -217,7 +250,9 @@ def _read_about(folder:Path) -> dict:
     if not isinstance(about, dict) or not {"kind", "classes", "sha256"} <= about.keys(): raise ValueError(f"model.json in {str(folder)!r} lacks kind, classes or sha256: it is no model that finetune_nb has saved.")
     return about
 
-def _load_text(folder:Path, about:dict) -> text.TextClassifier:
+def _load_text(folder:Path, about:dict) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from finetune_nb import text
     config = dict(about["backbone"])
     backbone = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config), trust_remote_code=False, **about["options"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -1,9 +1,10 @@
 """The pre-flight: every accident of a collection has its own sentence, and nobody's file is changed."""
-import os, struct, sys, tempfile, time, zlib
+import io, os, struct, sys, tempfile, time, zlib
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from finetune_nb import data, preflight, text
+from finetune_nb import data, evaluate, fit, freeze, preflight, text, vision
+from finetune_nb.cache import digest
 
 noise = np.random.default_rng(0)
 
@@ -305,6 +306,25 @@ def test_other_encodings_are_read_and_named(tmp_path, encoding, what):
     assert set(found(report)) == ({what} if what else set()) and (what is None or found(report)[what][0] == "notes")
 
 
+def test_an_encoding_that_is_named_is_used(tmp_path):
+    "In a short file a guess may be wrong: 日本 in Shift JIS is also something in other encodings"
+    table, rows = tmp_path/"moods.csv", [f"日本の{i},良" for i in range(5)] + [f"天気 {i},悪" for i in range(5)]
+    table.write_bytes("\n".join(["text,label", *rows]).encode("shift_jis"))
+    report = checked(table, encoding="shift_jis")
+    assert report.classes == sorted(["良", "悪"]) and "日本の3" in report.inputs and not report.findings
+    assert data.text_table(table, encoding="Shift-JIS").classes == report.classes
+    assert preflight.inputs_in(table, "text", encoding="shift_jis")[0] == "日本の0"
+    with pytest.raises(ValueError, match="moods.csv is not in the encoding ascii: leave it out"): preflight.check(table, encoding="ascii")
+    with pytest.raises(ValueError, match="encoding must be one that Python knows, .* got 'klingon'"): preflight.check(table, encoding="klingon")
+    assert "日本の3" in checked(moods(tmp_path/"marked.csv", ["日本の3,good"], encoding="utf-8-sig"), encoding="utf-8").inputs, "a mark at the beginning is no part of the first column's name"
+    for label in ("good", "bad"):
+        (tmp_path/"files"/label).mkdir(parents=True)
+        for i in range(20): (tmp_path/"files"/label/f"{i}.txt").write_bytes(f"schön {label} {i}".encode("cp850"))
+    (tmp_path/"files"/"bad"/"other.txt").write_bytes("日本".encode("utf-16-le") + b"\x81")
+    assert "schön good 3" in checked(tmp_path/"files", encoding="cp850").inputs
+    assert found(checked(tmp_path/"files", encoding="utf-8", most_bad=1))["no text"][1]["bad/3.txt"] == "its bytes are no letters in utf-8"
+
+
 def test_a_table_that_is_no_text_or_not_closed_is_refused(tmp_path):
     (tmp_path/"binary.csv").write_bytes(bytes(range(256)) * 4)
     with pytest.raises(ValueError, match="binary.csv is no text in any encoding"): preflight.check(tmp_path/"binary.csv")
@@ -404,6 +424,74 @@ def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *name: {("glue", "sst2"): datasets.DatasetDict(train=rows(20, "train"))}[name])
     assert data.from_datasets("glue:sst2").num_classes == 2
     with pytest.raises(OSError, match="The dataset 'nobody/knows' can neither be read as a folder .* nor found on the Hub"): data.from_datasets("nobody/knows")
+
+
+def image_bytes(image, ending="PNG"):
+    image.save(file := io.BytesIO(), ending)
+    return file.getvalue()
+
+
+@pytest.fixture
+def image_dataset():
+    "Makes rows of a dataset: pictures of two kinds, and more pictures as bytes"
+    datasets = pytest.importorskip("datasets")
+    def make(count, label=None, more=()):
+        features = datasets.Features(dict(id=datasets.Value("int64"), image=datasets.Image(), species=label or datasets.ClassLabel(names=["cat", "dog"])))
+        named = isinstance(features["species"], datasets.ClassLabel)
+        pictures = [(image_bytes(picture(), ("PNG", "JPEG")[i % 2]), i % 2 if named else ("cat", "dog")[i % 2]) for i in range(count)]
+        rows = [*pictures, *more]
+        return datasets.Dataset.from_dict(dict(id=range(len(rows)), image=[None if image is None else dict(bytes=image, path=None) for image, _ in rows], species=[label for _, label in rows]), features=features)
+    return make
+
+
+def test_a_dataset_of_images(tmp_path, image_dataset):
+    import datasets
+    turned = Image.Exif(); turned[0x0112] = 6
+    picture((70, 40)).save(upright := io.BytesIO(), "JPEG", exif=turned)
+    datasets.DatasetDict(train=image_dataset(30, more=[(upright.getvalue(), 0)]), test=image_dataset(10), extra=image_dataset(2)).save_to_disk(tmp_path/"pets")
+    report = checked(tmp_path/"pets")
+    assert report.kind == "image" and report.ok and report.read == 41 and found(report)["other split"][1] == {"extra": "left out: it is none of " + ", ".join(preflight._part_of)}
+    task = data.from_datasets(str(tmp_path/"pets"))
+    assert (task.kind, task.classes, len(task.test), len(task.train) + len(task.validation)) == ("image", ["cat", "dog"], 10, 31) and task.made["given"] == ["test", "train"]
+    last = report.inputs[30]
+    assert data.open_image(last).size == (40, 70) and last.convert("RGB").size == (40, 70) and np.asarray(last).shape == (70, 40, 3) and str(last) == "train, row 31"
+    assert data.image_folder(tmp_path/"pets").classes == task.classes
+    again = data.from_datasets(str(tmp_path/"pets"))
+    assert digest(task.train.inputs) == digest(again.train.inputs) != digest(task.validation.inputs), "what the frozen blocks gave is found again by content"
+
+
+def test_a_model_learns_from_a_dataset_of_images(tmp_path, image_dataset):
+    datasets = pytest.importorskip("datasets")
+    image_dataset(24, datasets.Value("string")).save_to_disk(tmp_path/"pets")
+    task = data.from_datasets(str(tmp_path/"pets"), label_column="species", labels_per_class=4)
+    assert task.classes == ["cat", "dog"] and len(task.train) == 8
+    model = vision.classifier("resnet18-fractal", 2, image_size=32)
+    freeze(model, 5)
+    assert len(fit(model, task, epochs=1, progress=False).epochs) == 1 and 0 <= evaluate(model, task.test).accuracy <= 1
+    assert 0 <= data.baseline(task).accuracy <= 1
+
+
+def test_bad_images_of_a_dataset_are_skipped_by_row(tmp_path, image_dataset):
+    seen = image_bytes(picture())
+    image_dataset(80, more=[(seen[:-50], 0), (b"<html>404</html>", 1), (None, 1), (image_bytes(picture()), -1), (seen, 0), (seen, 1)]).save_to_disk(tmp_path/"pets")
+    report = checked(tmp_path/"pets", most_bad=0.1)
+    assert {what: list(places) for what, (then, places) in found(report).items() if then == "skips"} == {
+        "missing label": ["pets, row 84"], "truncated image": ["pets, row 81"], "unreadable image": ["pets, row 82"], "missing image": ["pets, row 83"],
+        "one example in two classes": ["pets, row 85", "pets, row 86"]}
+    with pytest.raises(ValueError, match=r"6 of 86 examples \(7.0%\) cannot be used"): data.from_datasets(str(tmp_path/"pets"))
+    assert data.from_datasets(str(tmp_path/"pets"), most_bad=0.1).made["skipped"] == report.skipped
+
+
+def test_what_a_dataset_lacks_is_said(tmp_path, image_dataset):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict(dict(text=["a", "b"] * 4, label=["x", "y"] * 4)).save_to_disk(tmp_path/"texts")
+    with pytest.raises(ValueError, match="has no column of images, only 'text', 'label': for texts, say text"): data.image_folder(tmp_path/"texts")
+    datasets.concatenate_datasets([image_dataset(8), image_dataset(8).select_columns("image").rename_column("image", "second")], axis=1).save_to_disk(tmp_path/"twice")
+    with pytest.raises(ValueError, match="has several columns of images, 'image', 'second': leave one of them"): preflight.check(tmp_path/"twice")
+    image_dataset(8).save_to_disk(tmp_path/"pets")
+    with pytest.raises(ValueError, match="label_column='breed' is no column in .*, which has 'image', 'id', 'species'"): data.from_datasets(str(tmp_path/"pets"), label_column="breed")
+    image_dataset(8, datasets.Value("string")).save_to_disk(tmp_path/"unclear")
+    with pytest.raises(ValueError, match=r"Which column of .* is the label is not clear. It has 'image', 'id', 'species'; .* Say --label-column \(label_column=\)"): data.from_datasets(str(tmp_path/"unclear"))
 
 
 def test_a_large_folder_is_scanned_at_a_rate_of_100_000_a_minute(tmp_path, capsys):

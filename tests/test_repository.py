@@ -49,6 +49,24 @@ def test_readme_links_lead_somewhere():
     assert links and not missing, missing
 
 
+def heading_ids(notebook):
+    "The identifiers of a page's headings, by the rules of Pandoc, which both builders follow"
+    titles = re.findall(r"^#+ +(.+)$", "\n".join(re.sub(r"```.*?```", "", cell.source, flags=re.S) for cell in notebook.cells if cell.cell_type == "markdown"), flags=re.M)
+    return {re.sub(r"\s+", "-", re.sub(r"^[^a-z]+", "", re.sub(r"[^\w\s.-]", "", title.lower()))) for title in titles}
+
+
+def test_links_between_lessons_lead_to_headings_that_are_there():
+    pages, found = {name: nbformat.read(root/name, 4) for name in notebooks}, []
+    for name, page in pages.items():
+        for cell in page.cells:
+            for link in re.findall(r"\]\(([^)\s]+\.ipynb(?:#[^)\s]+)?)\)", cell.source) if cell.cell_type == "markdown" else []:
+                target, _, part = link.partition("#")
+                there = ((root/name).parent/target).resolve()
+                if not there.exists(): found.append(f"{name}: {link}")
+                elif part and part not in heading_ids(nbformat.read(there, 4)): found.append(f"{name}: {link}: no such heading")
+    assert not found, found
+
+
 def test_sidebar_lists_every_notebook():
     listed = re.findall(r"[\w/]+\.ipynb", (root/"nbs"/"sidebar.yml").read_text())
     expected = [n.removeprefix("nbs/") for n in notebooks]

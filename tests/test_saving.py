@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import finetune_nb
 from finetune_nb import data, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
+from finetune_nb.preflight import inputs_in
 
 small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 families = {"bert": lambda: BertModel(BertConfig(**small)), "roberta": lambda: RobertaModel(RobertaConfig(**small, pad_token_id=0))}
@@ -190,6 +191,23 @@ def test_nonsense_to_predict_is_refused(saved_text, saved_image):
     with pytest.raises(OSError, match="The image 'gone.png' cannot be opened"): finetune_nb.load(saved_image[0]).predict("gone.png")
     with pytest.raises(ValueError, match="predict got no inputs"): finetune_nb.load(saved_image[0]).predict([])
     with pytest.raises(ValueError, match="save takes a classifier of vision or text, got Linear"): saving._write_weights(Path(), torch.nn.Linear(1, 1), [])
+
+
+def test_of_many_the_broken_are_named_and_the_others_predicted(saved_image, saved_text, pets, tmp_path):
+    folder, _, evaluation = saved_image
+    (torn := tmp_path/"torn.png").write_bytes(Path(pets.test.inputs[0]).read_bytes()[:200])
+    files = [torn, *pets.test.inputs, tmp_path/"gone.png"]
+    for size in (1, 2, 64):
+        table = finetune_nb.load(folder).predict(files, top=2, batch_size=size)
+        assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2", "error"] and list(table.input) == list(map(str, files))
+        assert list(table["class"])[1:-1] == [pets.classes[i] for i in evaluation.predicted] and table.error.isna().tolist() == [False] + [True] * len(pets.test) + [False]
+        assert table.iloc[0, 1:5].isna().all() and "torn.png' cannot be opened" in table.error.iloc[0] and "gone.png' cannot be opened" in table.error.iloc[-1]
+    alone = finetune_nb.load(folder).predict([torn])
+    assert list(alone.columns) == ["input", "class", "probability", "error"] and json.loads(alone.to_json(orient="records"))[0]["class"] is None
+    (table := tmp_path/"new.csv").write_text("text,id\na good day,1\n ,2\nthe sad end,3,4\ndark,5\n")
+    answers = finetune_nb.load(saved_text[0]).predict(inputs_in(table, "text"))
+    assert list(answers.input) == ["a good day", "new.csv, line 3", "dark", "new.csv, line 4"] and answers["class"].isna().tolist() == [False, True, False, True]
+    assert list(answers.error.dropna()) == ["empty text: there is nothing to read", "row with too many fields: 3 fields, the header has 2"]
 
 
 # The folder
