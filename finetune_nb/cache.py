@@ -11,13 +11,13 @@ import copy, hashlib, os, shutil, tempfile, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-import transformers, torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.rnn import pad_sequence
@@ -242,7 +242,7 @@ def digest(inputs # texts, image files or images of PIL, or a tensor
 
 def _key(cut:Cut, contents:str, *how) -> str:
     "The name of a file of states."
-    versions = [module.__version__ for module in (torch, torchvision, transformers)]
+    versions = [version(library) for library in ("torch", "torchvision", "transformers")]
     network = [[f"{block.name} {fingerprint(block)} {block.modules}" for block in cut.blocks], cut.place, str(getattr(cut.model, "config", ""))]
     return hashlib.sha256(repr([contents, network, how, versions]).encode()).hexdigest()[:32]
 
