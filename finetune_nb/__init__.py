@@ -12,6 +12,7 @@ _names = {
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],
     "pretraining": [],
+    "depth": ["sweep"],
     "gradient": [],
     "cli": [],
 }
