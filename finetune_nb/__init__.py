@@ -13,6 +13,7 @@ _names = {
     "saving": ["load"],
     "pretraining": [],
     "depth": ["sweep"],
+    "widgets": ["FreezeExplorer"],
     "gradient": [],
     "cli": [],
 }
