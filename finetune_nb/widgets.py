@@ -313,14 +313,14 @@ def _curve_chart(rows:Sequence[dict], depth:int) -> str: # SVG
                 f'<circle class="end" cx="{axes.x(points[-1][0])}" cy="{axes.y(points[-1][1])}" r="4"/></g>')
     return axes.chart("Validation accuracy", "epochs", range(0, int(axes.x_range[1]) + 1, gap), "".join(map(curve, rows)))
 
-# %% ../nbs/08b_explorer.ipynb #f1f93f56
+# %% ../nbs/08b_explorer.ipynb #fcb884b3
 _FACTS = "test accuracy", "learning parameters", "seconds of training", "memory", "macro F1"
 
 def _facts(sweep:dict, depth:int) -> list[str]: # as `_FACTS`
     rows = [row for row in sweep["rows"] if row["depth"] == depth]
     done = [row for row in rows if row["accuracy"] is not None]
     accuracies = [row["accuracy"] for row in done]
-    spread = f" ({min(accuracies):.1%} to {max(accuracies):.1%}, {len(done)} seeds)" if len(done) > 1 else ""
+    spread = f" ({100 * min(accuracies):.1f} to {max(accuracies):.1%}, {len(done)} seeds)" if len(done) > 1 else ""
     predicted = next((Cost(*row["predicted"]) for row in done if "predicted" in row), None) or sweep.get("predicted", {}).get(depth)
     expected = predicted and (f"predicted {predicted.seconds:.1f} s", f"predicted {_size(predicted.memory)}")
     def measured(value, i): return f"{value} ({expected[i]})" if expected else value
@@ -335,7 +335,7 @@ def _picture(sweep:dict, # as JSON has it; a row whose `accuracy` is None is sti
             )->str: # HTML
     "The network, what the chosen depth brings, and the charts."
     names, done = sweep["blocks"], [row for row in sweep["rows"] if row["accuracy"] is not None]
-    facts = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in zip(_FACTS, _facts(sweep, depth)))
+    facts = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in zip(_FACTS[:4], _facts(sweep, depth)))
     recommended = (sweep.get("recommendation") or {}).get("depth")
     return (f'{_drawn_blocks(names, sweep["parameters"], depth)}<dl class="facts" aria-live="polite">{facts}</dl>'
             f'<div class="charts">{_accuracy_chart(done, saved, len(names), depth, recommended)}{_curve_chart(sweep["rows"], depth)}</div>')
@@ -406,7 +406,7 @@ class _Wanted(NamedTuple):
     steps: int
     learning_rate_times: float
 
-# %% ../nbs/08b_explorer.ipynb #78f91ba3
+# %% ../nbs/08b_explorer.ipynb #de34ea29
 class FreezeExplorer(ipywidgets.VBox):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
@@ -468,6 +468,13 @@ class FreezeExplorer(ipywidgets.VBox):
 
     def _changed(self, change):
         if not self._quiet: self._begin()
+
+    @contextmanager
+    def _quietly(self):
+        "Controls that are set in here train nothing."
+        self._quiet = True
+        try: yield
+        finally: self._quiet = False
 
     def _about(self) -> dict:
         "What was tried here, as a sweep."
@@ -531,9 +538,7 @@ class FreezeExplorer(ipywidgets.VBox):
             self._say(f"The frozen prefixes run once, for {sum(len(getattr(trials.task, part)) for part in ('train', 'validation', 'test')):,} examples …")
             trials.prepare(stop)
         if self.depth.max != trials.deepest:
-            self._quiet = True
-            self.depth.max = trials.deepest
-            self._quiet = False
+            with self._quietly(): self.depth.max = trials.deepest
         self._draw()
         return trials
 
@@ -554,9 +559,9 @@ class FreezeExplorer(ipywidgets.VBox):
     def run(self, depth:int|None=None # to freeze; None: what the slider says
            )->Trial: # when it is done
         "As if the slider were moved to `depth`, and wait for the end; raises what went wrong."
-        self._quiet = True
-        if depth is not None: self.depth.value = _check_depth(depth, range(self.depth.max + 1))
-        self._quiet = False
+        if depth is not None:
+            if depth not in range(self.depth.max + 1): raise ValueError(f"depth must be between 0 and {self.depth.max}, got {depth!r}.")
+            with self._quietly(): self.depth.value = depth
         done = self._begin().result()
         if isinstance(done, Exception): raise done
         return done
