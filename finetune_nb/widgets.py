@@ -126,18 +126,17 @@ class _Steps:
         gradients = (p.grad for p in self.learnt if p.grad is not None)
         return sum(self.kept.values()) + sum(t.nbytes for t in chain(self.model.parameters(), self.model.buffers(), averages, gradients))
 
-# %% ../nbs/08b_explorer.ipynb #3e0f5a80
+# %% ../nbs/08b_explorer.ipynb #c248a442
 class Trials:
     "A model and a task, ready to be trained at any freeze depth, again and again, from the same start."
     def __init__(self,
                  model:nn.Module, # a classifier; it is copied
                  task:Task, # learns on `task.train`, is judged on `task.test`
                  batch_size:int=32, # examples in a training step, at least 2
-                 seed:int=0, # of the order of the examples
                 ):
         self.model = copy.deepcopy(model).to("cuda" if torch.cuda.is_available() else next(model.parameters()).device)
         self.model.augment = None # afresh in each epoch, it leaves nothing to keep
-        self.blocks, self.batch_size, self.seed = blocks(self.model), batch_size, seed
+        self.blocks, self.batch_size = blocks(self.model), batch_size
         self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self._cuts, self._kept, self._tried = None, {}, {}
         self.use(task)
@@ -162,7 +161,7 @@ class Trials:
                 cuts = self._cuts or [None, *map(self._cut, range(1, self.deepest + 1))]
                 if stop is not None and stop.is_set(): raise Stopped # or a cut that was given up would count as impossible
                 self._cuts = cuts
-                parts = {part: _Batches(self.model, getattr(self.task, part), *(self.batch_size, self.seed) if part == "train" else (None, None), encode_now=False)
+                parts = {part: _Batches(self.model, getattr(self.task, part), *(self.batch_size, 0) if part == "train" else (None, None), encode_now=False)
                          for part in ("train", "validation", "test")}
                 self._states = {part: self._run_once(batches) for part, batches in parts.items()}
             self._parts = parts
@@ -186,14 +185,15 @@ class Trials:
         freeze(self.model, depth)
         self.model.train()
 
-    def _begin(self, depth:int, steps:int, learning_rate_times:float=1.0) -> _Steps:
+    def _begin(self, depth:int, steps:int, learning_rate_times:float=1.0, seed:int=0) -> _Steps:
         "The weights of the start, and all parts of the task at the boundary of this depth."
         self._reset(depth)
         cut = self._cuts[depth]
         for part, batches in self._parts.items():
             batches.cut, batches.states = cut, self._states[part][depth]
             if cut is None: batches.forget(progress=False)
-        return _Steps(self.model, cut.suffix.train() if cut else self.model, depth, steps, learning_rate_times, self.seed)
+        self._parts["train"].seed = seed
+        return _Steps(self.model, cut.suffix.train() if cut else self.model, depth, steps, learning_rate_times, seed)
 
     def _train_batches(self) -> Iterator[_Batch]: return chain.from_iterable(map(self._parts["train"].epoch, count(1)))
 
@@ -221,17 +221,18 @@ class Trials:
             depth:int, # blocks to freeze
             steps:int=60, # batches to learn from, at least 1
             learning_rate_times:float=1.0, # the model's own learning rates are multiplied by this
+            seed:int=0, # of the order of the examples, and of dropout
             stop:Event|None=None, # set: end, and raise `Stopped`
            )->Iterator[Trial]: # one and the same, after each step; the last time with what the test examples say
         "Train at a freeze depth, from the start."
         if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}.")
         depth = _check_depth(depth, self.blocks)
         self.prepare(stop)
-        trial = Trial(depth, self.blocks[depth].name, self.seed, steps, sum(b.num_parameters() for b in self.blocks[depth:]), self.predict(depth, steps))
+        trial = Trial(depth, self.blocks[depth].name, seed, steps, sum(b.num_parameters() for b in self.blocks[depth:]), self.predict(depth, steps))
         return self._run(trial, learning_rate_times, stop)
 
     def _run(self, trial:Trial, learning_rate_times:float, stop:Event|None) -> Iterator[Trial]:
-        steps, losses, seen, looks = self._begin(trial.depth, trial.steps, learning_rate_times), [], 0, {round(trial.steps * i / _LOOKS) for i in range(1, _LOOKS + 1)}
+        steps, losses, seen, looks = self._begin(trial.depth, trial.steps, learning_rate_times, trial.seed), [], 0, {round(trial.steps * i / _LOOKS) for i in range(1, _LOOKS + 1)}
         started = time.perf_counter()
         with _stoppable(stop, steps.learner):
             for trial.step, batch in enumerate(islice(self._train_batches(), trial.steps), 1):
@@ -406,7 +407,7 @@ class _Wanted(NamedTuple):
     steps: int
     learning_rate_times: float
 
-# %% ../nbs/08b_explorer.ipynb #de34ea29
+# %% ../nbs/08b_explorer.ipynb #a6ae1cce
 class FreezeExplorer(ipywidgets.VBox):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
@@ -518,7 +519,7 @@ class FreezeExplorer(ipywidgets.VBox):
         trials = self._ready(wanted, stop)
         if not train: return self._end(f"Ready: drag the slider, and the network trains for {wanted.steps} steps.")
         depth = min(wanted.depth, trials.deepest)
-        for trial in trials.run(depth, wanted.steps, wanted.learning_rate_times, stop):
+        for trial in trials.run(depth, wanted.steps, wanted.learning_rate_times, stop=stop):
             if stop.is_set(): raise Stopped
             self._show(trial)
         self._tried.setdefault(wanted[:2], {})[depth] = trial.row()
