@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Stopped', 'Cost', 'Trial', 'Trials', 'twin', 'FreezeExplorer', 'UpdateExplorer']
 
-# %% ../nbs/08b_explorer.ipynb #718421e2
+# %% ../nbs/08b_explorer.ipynb #94add6e9
 import copy, html, json, math, time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import mean
-from threading import Event
+from threading import Event, Lock, Thread
 from typing import NamedTuple
 
 import ipywidgets
@@ -73,21 +73,22 @@ class Trial:
         own = {name: value for name, value in asdict(self).items() if name not in ("predicted", "step", "steps")}
         return own | dict(predicted=list(self.predicted), epochs=self.curve[-1][0] if self.curve else 0, validation_accuracy=self.curve[-1][2] if self.curve else None)
 
-# %% ../nbs/08b_explorer.ipynb #54cc1d88
+# %% ../nbs/08b_explorer.ipynb #08830782
 def _half(device:torch.device):
     "Multiply in bfloat16, where the processor has it."
     return torch.autocast(device.type, torch.bfloat16) if has_bf16(device) else nullcontext()
 
 @contextmanager
-def _counting(known:set[int], kept:dict[int, int]):
-    "Note in `kept` the bytes of each piece of memory that a forward pass keeps and that is not `known`."
+def _counting(model:nn.Module, kept:dict[int, int]):
+    "Note in `kept` the bytes of each piece of memory that a forward pass keeps, but for the model's own weights."
+    known = {t.untyped_storage().data_ptr() for t in model.parameters()}
     def note(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known: kept[storage.data_ptr()] = storage.nbytes()
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor): yield
 
-# %% ../nbs/08b_explorer.ipynb #666412a6
+# %% ../nbs/08b_explorer.ipynb #5730d8bf
 class _Steps:
     "An optimiser for what learns, and the steps it makes."
     def __init__(self, model:nn.Module, learner:nn.Module, depth:int, steps:int, learning_rate_times:float, seed:int):
@@ -105,8 +106,7 @@ class _Steps:
 
     def learn(self, batch:_Batch, step:int) -> float: # the loss
         "Step number `step`, from 1."
-        known = {t.untyped_storage().data_ptr() for t in self.model.parameters()}
-        with torch.random.fork_rng(devices=[]), _counting(known, self.kept) if step == 1 else nullcontext():
+        with torch.random.fork_rng(devices=[]), _counting(self.model, self.kept) if step == 1 else nullcontext():
             torch.manual_seed(self.seed * 100_003 + step) # for dropout
             loss = F.cross_entropy(self.scores(batch), batch.labels.to(self.device))
         value = loss.item()
@@ -407,7 +407,7 @@ class _Wanted(NamedTuple):
     steps: int
     learning_rate_times: float
 
-# %% ../nbs/08b_explorer.ipynb #a6ae1cce
+# %% ../nbs/08b_explorer.ipynb #bff688c1
 class FreezeExplorer(ipywidgets.VBox):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
@@ -418,7 +418,7 @@ class FreezeExplorer(ipywidgets.VBox):
                  sweep:Sweep|None=None, # drawn behind what is tried here, and shown where there is no kernel
                 ):
         self._models, self._tasks, self._trials, self._tried = {"image": "resnet18-fractal", "text": "minilm"}, {"digits": data.digits, "topics": data.topics}, {}, {}
-        self.sweep, self._pool, self._stop, self._job, self._trial, self._points, self._quiet, self._drawn = sweep, ThreadPoolExecutor(1), Event(), None, None, 0, False, 0.0
+        self.sweep, self._turn, self._stop, self._job, self._trial, self._points, self._quiet, self._drawn = sweep, Lock(), Event(), None, None, 0, False, 0.0
         choices = [5, 10, 20, 50, 100]
         if isinstance(task, Task):
             most = min(Counter(task.train.labels.tolist()).values())
@@ -500,28 +500,30 @@ class FreezeExplorer(ipywidgets.VBox):
         "What runs is no longer wanted; what the controls say now is."
         self._stop.set()
         self._stop, self._trial, self.stop.disabled = Event(), None, not train
-        self._job = self._pool.submit(self._work, self._wanted(), self._stop, train)
+        self._job = job = Future()
+        Thread(target=self._work, args=(job, self._wanted(), self._stop, train), daemon=True).start() # which does not keep Python from ending
         self._draw()
-        return self._job
+        return job
 
-    def _work(self, wanted:_Wanted, stop:Event, train:bool) -> Trial|Exception|None:
-        "Never raises: what went wrong is said in words, and given back."
-        if stop.is_set(): return None
-        try: return self._train(wanted, stop, train)
-        except Stopped as stopped:
-            if self._stop is stop: self._end("Stopped.")
-            return stopped
-        except Exception as error:
-            if self._stop is stop: self._end(str(error) or type(error).__name__, error=True)
-            return error
+    def _work(self, job:Future, wanted:_Wanted, stop:Event, train:bool):
+        "One at a time. Never raises: what went wrong is said in words, and is the job's result."
+        with self._turn:
+            try: done = self._train(wanted, stop, train)
+            except Exception as error:
+                done = error
+                if self._stop is stop: self._end("Stopped.") if isinstance(error, Stopped) else self._end(str(error) or type(error).__name__, error=True)
+        job.set_result(done)
 
     def _train(self, wanted:_Wanted, stop:Event, train:bool) -> Trial|None:
+        if stop.is_set(): raise Stopped
+        self.stop.disabled = not train
         trials = self._ready(wanted, stop)
         if not train: return self._end(f"Ready: drag the slider, and the network trains for {wanted.steps} steps.")
         depth = min(wanted.depth, trials.deepest)
         for trial in trials.run(depth, wanted.steps, wanted.learning_rate_times, stop=stop):
             if stop.is_set(): raise Stopped
             self._show(trial)
+        if stop.is_set(): raise Stopped
         self._tried.setdefault(wanted[:2], {})[depth] = trial.row()
         self._end(f"Depth {depth}: {trial.accuracy:.1%} of {len(trials.task.test):,} test examples right.")
         return trial
@@ -573,7 +575,7 @@ class FreezeExplorer(ipywidgets.VBox):
         live = super()._repr_mimebundle_(**kwargs)
         return {**live, "text/plain": f"FreezeExplorer on {self.task.value}", "text/html": twin(self.sweep or self._about())}
 
-# %% ../nbs/08b_explorer.ipynb #9cdc86de
+# %% ../nbs/08b_explorer.ipynb #10374657
 class UpdateExplorer(ipywidgets.VBox):
     "Choose learning rate, momentum and what is frozen, and see the path of two weights."
     def __init__(self,
@@ -600,9 +602,10 @@ class UpdateExplorer(ipywidgets.VBox):
         return descend(self._loss, self._start, self.learning_rate.value, self._steps, self.momentum.value, [box.value for box in self.frozen])
 
     def _draw(self, _=None):
-        path, (before, after) = (path := self.path()), [self._loss(path[i]).item() for i in (0, -1)]
-        frozen = [name for name, box in zip(self._names, self.frozen) if box.value]
-        said = f"learning rate {self.learning_rate.value:.3g}, momentum {self.momentum.value:.2g}{f', {chr(32).join(frozen)} frozen' if frozen else ''}: loss {before:.3g} → {after:.3g}"
+        path = self.path()
+        before, after = (self._loss(path[i]).item() for i in (0, -1))
+        names = " and ".join(name for name, box in zip(self._names, self.frozen) if box.value)
+        said = f"learning rate {self.learning_rate.value:.3g}, momentum {self.momentum.value:.2g}{f', {names} frozen' if names else ''}: loss {before:.3g} → {after:.3g}"
         said += ", and it runs away" if not after <= before else ""
         figure = plot_path(self._loss, path.nan_to_num(1e6, 1e6, -1e6).clamp(-1e6, 1e6), f"Loss {before:.3g} → {after:.3g} in {self._steps} steps", self._names, self._bounds)
         image = b64encode(figure._repr_png_()).decode()
