@@ -40,11 +40,11 @@ def test_sharing_changes_no_result(request, make_model, task, depths):
 def test_one_pass_serves_all(digits, monkeypatch):
     "Three passes of the prefix, one for each part, whatever the depths and seeds; `fit` finds the rest"
     passes, real = [], depth.run_prefix
-    monkeypatch.setattr(depth, "run_prefix", lambda cuts, *args, **more: passes.append(len(cuts)) or real(cuts, *args, **more))
+    monkeypatch.setattr(depth, "run_prefix", lambda cuts, *args, **more: passes.append([cut.depth for cut in cuts]) or real(cuts, *args, **more))
     fitted, real_fit = [], depth.fit
     monkeypatch.setattr(depth, "fit", lambda *args, **more: fitted.append(real_fit(*args, **more)) or fitted[-1])
     sweep(resnet, digits, [1, 3, 5], seeds=2, strategy="all", epochs=1, progress=False)
-    assert passes == [3, 3, 3] and len(fitted) == 6 and all("found in" in history.prefix for history in fitted)
+    assert passes == [[1, 3, 5]] * 3 and len(fitted) == 6 and all("found in" in history.prefix for history in fitted)
 
 
 def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
