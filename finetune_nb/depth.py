@@ -223,7 +223,7 @@ class Recommendation:
                  if pair[0] is not None]
         return f"freeze depth {self.depth}, {self.block} and what follows learn{': ' if gains else ''}{', '.join(gains)}. {self.reason}"
 
-# %% ../nbs/08_freeze_depth.ipynb #0ab0df08
+# %% ../nbs/08_freeze_depth.ipynb #b207ddc8
 @dataclass(repr=False)
 class Sweep:
     "What became of each freeze depth."
@@ -282,7 +282,7 @@ class Sweep:
         if depth == other: return 0.0, [0.0, 0.0]
         epochs = min(self.epochs(depth), self.epochs(other))
         gain, error = difference(self.right(depth, epochs), self.right(other, epochs))
-        return float(gain), [float(gain - 1.96 * error), float(gain + 1.96 * error)]
+        return round(float(gain), 9), [float(gain - 1.96 * error), float(gain + 1.96 * error)] # -0.0000000000000001 is nobody's gain
 
     def to_json(self) -> str:
         "As text; the recommendation is in it."
