@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
-    package_data={settings["lib_path"]: ["weights/*"]},
+    package_data={settings["lib_path"]: ["weights/*", "*.css", "*.js"]},
     install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={

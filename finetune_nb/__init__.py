@@ -12,6 +12,8 @@ _names = {
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],
     "pretraining": [],
+    "depth": ["sweep"],
+    "widgets": ["FreezeExplorer"],
     "gradient": [],
     "cli": [],
 }

@@ -88,6 +88,9 @@ def test_wheel_holds_the_module_and_the_command(wheel):
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 
 
+def test_wheel_holds_what_the_explorer_draws_with(wheel): assert {"finetune_nb/explorer.css", "finetune_nb/twin.js"} <= set(wheel.namelist())
+
+
 def test_wheel_holds_the_weights(wheel):
     weights = {name.rsplit("/", 1)[1] for name in wheel.namelist() if name.startswith("finetune_nb/weights/")}
     assert {"resnet18-fractal.json", "resnet18-fractal.safetensors"} <= weights

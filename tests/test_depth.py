@@ -1,0 +1,211 @@
+"""A sweep does what the runs would do one by one, chooses on validation alone, and can be stopped, saved and asked again."""
+import json, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from torch import nn
+from finetune_nb import cli, data, depth, evaluate, fit, freeze, text, training, vision
+from finetune_nb.data import Examples, Task
+from finetune_nb.depth import Sweep, cheapest, difference, one_by_one, rungs, sweep, train_only
+from finetune_nb.freezing import blocks, fingerprint
+
+
+@pytest.fixture(scope="module")
+def digits(): return data.digits(3, validation_per_class=3, test_per_class=5)
+
+
+@pytest.fixture(scope="module")
+def topics(): return data.topics(2, validation_per_class=2, test_per_class=3)
+
+
+def resnet(seed, **more): return vision.classifier("resnet18-fractal", 10, image_size=32, seed=seed, **more)
+def bert(seed): return text.classifier("minilm", 10, seed=seed)
+
+
+@pytest.mark.parametrize("make_model, task, depths", [(resnet, "digits", [0, 2, 5]), (bert, "topics", [5, 7])], ids=["images", "texts"])
+def test_sharing_changes_no_result(request, make_model, task, depths):
+    "Put back, cut and cached, a run has the losses of a run alone"
+    task = request.getfixturevalue(task)
+    shared = sweep(make_model, task, depths, seeds=[3, 4], strategy="all", epochs=2, precision="fp32", progress=False)
+    for row in shared.rows:
+        model = make_model(row["seed"])
+        freeze(model, row["depth"])
+        history = fit(model, task, 2, seed=row["seed"], precision="fp32", progress=False)
+        assert np.allclose([loss for _, loss, _ in row["curve"]], history.train_loss, rtol=1e-4)
+        assert row["validation_accuracy"] == pytest.approx(history.validation_accuracy, abs=1.01 / len(task.validation))
+        assert row["accuracy"] == pytest.approx(evaluate(model, task.test).accuracy, abs=1.01 / len(task.test))
+        assert row["trainable_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_one_pass_serves_all(digits, monkeypatch):
+    "Three passes of the prefix, one for each part, whatever the depths and seeds; `fit` finds the rest"
+    passes, real = [], depth.run_prefix
+    monkeypatch.setattr(depth, "run_prefix", lambda cuts, *args, **more: passes.append([cut.depth for cut in cuts]) or real(cuts, *args, **more))
+    fitted, real_fit = [], depth.fit
+    monkeypatch.setattr(depth, "fit", lambda *args, **more: fitted.append(real_fit(*args, **more)) or fitted[-1])
+    sweep(resnet, digits, [1, 3, 5], seeds=2, strategy="all", epochs=1, progress=False)
+    assert passes == [[1, 3, 5]] * 3 and len(fitted) == 6 and all("found in" in history.prefix for history in fitted)
+
+
+def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
+    "Random networks: each seed has its own states"
+    def scratch(seed): return resnet(seed, pretrained=False)
+    shared = sweep(scratch, digits, [5], seeds=2, strategy="all", epochs=2, precision="fp32", progress=False)
+    for seed, row in enumerate(shared.rows):
+        freeze(model := scratch(seed), 5)
+        assert np.allclose([loss for _, loss, _ in row["curve"]], fit(model, digits, 2, seed=seed, precision="fp32", progress=False).train_loss, rtol=1e-4)
+
+
+def test_halving_spends_what_it_says(digits):
+    halved = sweep(resnet, digits, seeds=2, epochs=5, progress=False)
+    epochs = {d: halved.epochs(d) for d in halved.depths}
+    assert sorted(epochs.values()) == [1, 1, 1, 2, 5, 5] and epochs[5] == 5, "a fifth for all, two fifths for half, all for one and for the head alone"
+    for row in halved.rows:
+        assert [point[0] for point in row["curve"]] == list(range(1, row["epochs"] + 1)) and row["rungs"][-1]["epochs"] == row["epochs"]
+        best = [rung["validation_accuracy"] for rung in row["rungs"]]
+        assert best == sorted(best) and row["validation_accuracy"] == best[-1], "the better end is kept"
+        assert 0 <= row["accuracy"] <= 1 and row["peak_memory"] > 0
+    recommended = halved.recommend()
+    assert epochs[recommended.depth] == 5 and recommended.interval[0] <= recommended.gain_over_head_only <= recommended.interval[1]
+    assert recommended.depth == 0 or ("full fine-tuning ended after" in recommended.reason)
+
+
+def test_the_test_examples_choose_nothing(digits):
+    "With other test labels, the same is tried and recommended"
+    wrong = Task("digits", "image", digits.classes, digits.train, digits.validation, Examples(digits.test.inputs, (digits.test.labels + 1) % 10))
+    ours, theirs = (sweep(resnet, task, seeds=1, epochs=3, progress=False) for task in (digits, wrong))
+    assert ours.recommend() == theirs.recommend() and [r["rungs"] for r in ours.rows] == [r["rungs"] for r in theirs.rows]
+    assert [r["accuracy"] for r in ours.rows] != [r["accuracy"] for r in theirs.rows]
+
+
+def test_augmentation_and_networks_that_cannot_be_cut(digits):
+    class Shortcut(nn.Sequential):
+        def forward(self, x):
+            x = x.float().flatten(1) / 255
+            return self[2](self[1](self[0](x)) + self[0](x))
+    def shortcut(seed):
+        torch.manual_seed(0)
+        layers = [nn.Linear(784, 8), nn.Linear(8, 8)]
+        torch.manual_seed(seed)
+        return Shortcut(*layers, nn.Linear(8, 10))
+    assert sweep(shortcut, digits, seeds=2, strategy="all", epochs=1, progress=False).depths == [0, 1, 2]
+    augmented = sweep(lambda seed: resnet(seed, augment=vision.augmentation()), digits, [3, 5], seeds=1, strategy="all", epochs=1, progress=False)
+    assert augmented.depths == [3, 5]
+
+
+def made_up(right, epochs=None, blocks=3):
+    "A sweep whose runs have these validation examples right"
+    rows = [dict(depth=d, block=f"block{d}", seed=s, accuracy=0.5, macro_f1=0.5, validation_accuracy=float(np.mean(run)), seconds=1.0, trainable_parameters=blocks - d, peak_memory=1, epochs=(epochs or {}).get(d, 10),
+                 curve=[], rungs=[dict(epochs=(epochs or {}).get(d, 10), validation_accuracy=float(np.mean(run)), right="".join(str(int(x)) for x in run))]) for d, runs in right.items() for s, run in enumerate(runs)]
+    return Sweep("made up", "none", "all", [f"block{i}" for i in range(blocks)], [1] * blocks, rows, budget=10, num_validation=np.shape(right[max(right)])[1])
+
+
+def test_recommends_the_cheapest_within_the_noise():
+    rng = np.random.default_rng(0)
+    good = (rng.random((3, 200)) < 0.9).astype(int)
+    nearly, bad = good.copy(), good * (rng.random((3, 200)) < 0.8)
+    nearly[0, 0] = 1 - good[0, 0]
+    assert made_up({0: good, 1: good, 2: bad}).recommend().depth == 1 and made_up({0: good, 1: nearly, 2: bad}).recommend().depth == 1
+    found = made_up({0: good, 1: nearly, 2: bad}).recommend()
+    assert found.gain_over_head_only == pytest.approx(nearly.mean() - bad.mean()) and found.interval[0] > 0
+    assert made_up({0: good, 2: bad}).recommend().depth == 0
+    assert made_up({0: good, 1: bad, 2: good}).recommend().gain_over_head_only == 0
+    assert made_up({0: good, 1: bad}).recommend().gain_over_head_only is None and made_up({1: good, 2: bad}).recommend().gain_over_full is None
+    assert made_up({0: good, 1: bad, 2: bad}, {0: 2}).recommend().depth != 0, "what ended early is no candidate"
+
+
+def test_the_interval_holds_the_truth_where_the_truth_is_known():
+    "Two classifiers with known accuracies that agree as networks do: 95 % means about 95 %"
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        hard = rng.random(200)
+        ours, theirs = ((hard + 0.15 * rng.normal(size=(3, 200)) < level).astype(float) for level in (0.92, 0.85))
+        many = rng.random(20_000)
+        truth = np.mean((many + 0.15 * rng.normal(size=20_000) < 0.92).astype(float) - (many + 0.15 * rng.normal(size=20_000) < 0.85))
+        gain, error = difference(ours, theirs)
+        held.append(abs(gain - truth) <= 1.96 * error)
+    assert 0.92 <= np.mean(held) <= 1
+
+
+def test_saved_and_asked_again(digits, tmp_path):
+    swept = sweep(resnet, digits, [3, 5], seeds=1, epochs=1, name="ours", progress=False)
+    file = swept.save(tmp_path/"new"/"sweep.json")
+    assert Sweep.load(file) == swept and Sweep.load(file).recommend() == swept.recommend()
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert {"task", "model", "strategy", "blocks", "parameters", "labels_per_class", "rows", "recommendation"} <= saved.keys()
+    assert {"depth", "block", "seed", "accuracy", "macro_f1", "validation_accuracy", "seconds", "trainable_parameters", "peak_memory", "epochs", "curve"} <= saved["rows"][0].keys()
+    assert {"depth", "gain_over_head_only", "gain_over_full", "interval", "reason"} <= saved["recommendation"].keys() and saved["labels_per_class"] == 3
+    assert swept.plot()._repr_png_().startswith(b"\x89PNG") and "made up" in repr(made_up({0: np.ones((1, 4))}))
+    for broken in ("", "[1]", '{"rows": []}'):
+        file.write_text(broken)
+        with pytest.raises(ValueError, match="no saved sweep"): Sweep.load(file)
+
+
+def test_kept_states_are_found_by_the_next_sweep(digits, tmp_path):
+    first = sweep(resnet, digits, [5], seeds=1, epochs=1, cache=tmp_path/"states", progress=False)
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path/"states").iterdir()}
+    second = sweep(resnet, digits, [5], seeds=1, epochs=1, cache=tmp_path/"states", progress=False)
+    assert len(files) == 3 and files == {file: file.stat().st_mtime_ns for file in (tmp_path/"states").iterdir()}
+    assert first.rows[0]["curve"] == second.rows[0]["curve"]
+
+
+def test_models_of_different_parts_are_refused(digits):
+    with pytest.raises(ValueError, match="different parts"): sweep(lambda seed: resnet(0) if seed == 0 else nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 10)), digits, progress=False)
+
+
+def test_ctrl_c_ends_a_sweep(digits, monkeypatch):
+    monkeypatch.setattr(depth, "fit", lambda *args, **more: training.History({}, stopped="interrupted"))
+    with pytest.raises(KeyboardInterrupt): sweep(resnet, digits, [5], progress=False)
+
+
+@pytest.mark.parametrize("block", ["stem", "layer2", "layer4"])
+def test_one_block_alone(digits, block):
+    "Nothing but the block and the head moves, buffers included"
+    model = resnet(0)
+    before = {b.name: fingerprint(b) for b in blocks(model)}
+    summary = train_only(model, block)
+    assert [row.block for row in summary.rows if not row.frozen] == [block, "head"]
+    assert summary.trainable_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fit(model, digits, 2, progress=False)
+    assert {b.name for b in blocks(model) if fingerprint(b) != before[b.name]} == {block, "head"}
+
+
+def main(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["finetune-nb", "depth", *map(str, options)])
+    with pytest.raises(SystemExit) as stopped: cli.main()
+    return stopped.value.code
+
+
+def test_the_command(monkeypatch, capsys, tmp_path, digits):
+    monkeypatch.setattr("finetune_nb.data.digits", lambda labels, seed: digits)
+    options = ["image", "--labels-per-class", 3, "--image-size", 32, "--seeds", 1, "--epochs", 1]
+    assert main(monkeypatch, *options, "--compare", "--save", tmp_path/"sweep.json", "--json") == 0
+    printed = capsys.readouterr().out
+    result = json.loads(printed)
+    assert len(printed.splitlines()) == 1 and result["labels_per_class"] == 3 and result["model"] == "resnet18-fractal" and {row["depth"] for row in result["rows"]} == set(range(6))
+    compare = result["compare"]
+    assert compare["ratio"] == pytest.approx(compare["seconds"] / compare["seconds_one_by_one"], rel=0.1) and len(compare["accuracy_one_by_one"]) == 6
+    assert Sweep.from_json(printed) == Sweep.load(tmp_path/"sweep.json") and (tmp_path/"sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_in_words(monkeypatch, capsys, topics):
+    monkeypatch.setattr("finetune_nb.data.topics", lambda labels, seed: topics)
+    assert main(monkeypatch, "text", "--labels-per-class", 2, "--seeds", 1, "--epochs", 1) == 0
+    printed = capsys.readouterr().out
+    assert "learns from" in printed and "over the head alone" in printed and "layer.5" in printed
+
+
+@pytest.mark.parametrize("options, sentence", [
+    (["image", "--strategy", "best"], "strategy must be"), (["image", "--save", "sweep.txt"], "ends in .json"), (["image", "no such folder"], "no folder"),
+    (["image", "--labels-per-class", "5000"], "too few"), (["text", "--pooling", "max"], "pooling must be")], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
+def test_nonsense_costs_one_sentence(monkeypatch, capsys, options, sentence):
+    assert main(monkeypatch, *options) == 1
+    printed = capsys.readouterr()
+    assert sentence in printed.err and "Traceback" not in printed.err and printed.out == ""
+
+
+def test_an_interrupted_command_has_no_result(monkeypatch, capsys):
+    def interrupted(*args, **more): raise KeyboardInterrupt
+    monkeypatch.setattr(depth, "sweep", interrupted)
+    assert main(monkeypatch, "image", "--json") == 130
+    assert "no result" in capsys.readouterr().err
