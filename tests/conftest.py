@@ -1,9 +1,10 @@
-import importlib.util, os, shutil, sys
+import functools, http.server, importlib.util, json, os, shutil, subprocess, sys, threading, time
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1" # several tests run at once; set before torch is imported
 
 from pathlib import Path
 import pytest
+from filelock import FileLock
 
 root = Path(__file__).resolve().parent.parent
 not_ours = {".git", ".venv", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints", "install.log", ".gitconfig", "finetune_nb_run", ".venv-bench"}
@@ -48,3 +49,80 @@ def quiet():
     given = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     return {**given, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "Agg", "PYTHONPATH": str(root)}
+
+
+# The site, and one browser for all who ask: Playwright can start only once in a process
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, worker_id, quiet):
+    "What building the site came to; the first process that asks builds it, from the tree's files alone, and the others wait"
+    if os.environ.get("SITE"): return dict(folder=os.environ["SITE"], seconds=0, code=0)
+    if sys.version_info < (3, 11) and not shutil.which("quarto"): pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    tree, result = shared/"site", shared/"site.json"
+    with FileLock(shared/"site.lock"):
+        if not result.exists():
+            for path in tree_files():
+                (tree/path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root/path, tree/path)
+            start = time.perf_counter()
+            ran = subprocess.run([sys.executable, tree/"nbs"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            result.write_text(json.dumps(dict(folder=str(tree/"_docs"), seconds=time.perf_counter() - start, code=ran.returncode, said=ran.stdout + ran.stderr)))
+    return json.loads(result.read_text())
+
+
+@pytest.fixture(scope="session")
+def site(built):
+    if built["code"]: pytest.fail(built["said"], pytrace=False)
+    return Path(built["folder"])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+
+
+def serve(folder):
+    "The address of `folder` on this machine, while the tests run"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/"
+
+
+@pytest.fixture(scope="session")
+def base(site): return serve(site)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Debian's Chromium, or Playwright's own"
+    from playwright.sync_api import Error, sync_playwright
+    system = shutil.which("chromium") or shutil.which("chromium-browser")
+    flags = ["--disable-background-networking", "--disable-component-update", *(["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]
+    with sync_playwright() as play:
+        try: chromium = play.chromium.launch(executable_path=system, args=flags)
+        except Error as error:
+            stop = pytest.fail if os.environ.get("CI") else pytest.skip
+            stop(f"no browser to test the site with: type `python -m playwright install chromium`, or install your system's chromium ({str(error).splitlines()[0]})")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visitor(browser, base):
+    "`visitor(width, scheme)`: a page of that width, and the list of what went wrong on it; everything but the site is refused"
+    opened = []
+    def open_page(width=1280, scheme="light", base=base):
+        page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+        def only_ours(route):
+            if route.request.url.startswith((base, "data:", "blob:")): return route.continue_()
+            wrong.append(f"{page.url} fetches {route.request.url}")
+            route.abort()
+        page.route("**/*", only_ours)
+        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(f"{page.url}: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
+        page.on("requestfailed", lambda request: wrong.append(f"{page.url}: {request.url} failed"))
+        page.on("response", lambda response: response.status >= 400 and wrong.append(f"{page.url}: {response.status} for {response.url}"))
+        opened.append(page)
+        return page, wrong
+    yield open_page
+    for page in opened: page.close()

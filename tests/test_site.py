@@ -1,90 +1,13 @@
 """The site, in a real browser that can reach nothing else. SITE=folder tests one that is built already, as Quarto's is before it is published."""
-import functools, html, http.server, json, os, posixpath, re, shutil, subprocess, sys, threading, time
-from pathlib import Path
+import functools, html, posixpath, re
 from urllib.parse import unquote, urldefrag
 import nbformat, pytest, yaml
-from filelock import FileLock
-from conftest import lessons, load, root, tree_files
+from conftest import lessons, load, root, serve
 
 reference = load(root/"nbs"/"reference.py")
 addresses = {p.relative_to(root/"nbs").as_posix(): (p.relative_to(root/"nbs").parent/f"{re.sub(r'^[0-9]+[a-z]*_', '', p.stem)}.html").as_posix() for p in lessons.notebooks()}
 modules = [f"reference/{module}.html" for module in reference.modules()]
 representative = ["index.html", "solutions/bert.html", "reference/text.html", "solutions/gradient_update.html"]
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory, worker_id, quiet):
-    "What building the site came to; the first process that asks builds it, from the tree's files alone, and the others wait"
-    if os.environ.get("SITE"): return dict(folder=os.environ["SITE"], seconds=0, code=0)
-    if sys.version_info < (3, 11) and not shutil.which("quarto"): pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    tree, result = shared/"site", shared/"site.json"
-    with FileLock(shared/"site.lock"):
-        if not result.exists():
-            for path in tree_files():
-                (tree/path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root/path, tree/path)
-            start = time.perf_counter()
-            ran = subprocess.run([sys.executable, tree/"nbs"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            result.write_text(json.dumps(dict(folder=str(tree/"_docs"), seconds=time.perf_counter() - start, code=ran.returncode, said=ran.stdout + ran.stderr)))
-    return json.loads(result.read_text())
-
-
-@pytest.fixture(scope="session")
-def site(built):
-    if built["code"]: pytest.fail(built["said"], pytrace=False)
-    return Path(built["folder"])
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_): pass
-
-
-def serve(folder):
-    "The address of `folder` on this machine, while the tests run"
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}/"
-
-
-@pytest.fixture(scope="session")
-def base(site): return serve(site)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    "Debian's Chromium, or Playwright's own"
-    from playwright.sync_api import Error, sync_playwright
-    system = shutil.which("chromium") or shutil.which("chromium-browser")
-    flags = ["--disable-background-networking", "--disable-component-update", *(["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]
-    with sync_playwright() as play:
-        try: chromium = play.chromium.launch(executable_path=system, args=flags)
-        except Error as error:
-            stop = pytest.fail if os.environ.get("CI") else pytest.skip
-            stop(f"no browser to test the site with: type `python -m playwright install chromium`, or install your system's chromium ({str(error).splitlines()[0]})")
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visitor(browser, base):
-    "`visitor(width, scheme)`: a page of that width, and the list of what went wrong on it; everything but the site is refused"
-    opened = []
-    def open_page(width=1280, scheme="light", base=base):
-        page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
-        def only_ours(route):
-            if route.request.url.startswith((base, "data:", "blob:")): return route.continue_()
-            wrong.append(f"{page.url} fetches {route.request.url}")
-            route.abort()
-        page.route("**/*", only_ours)
-        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(f"{page.url}: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
-        page.on("requestfailed", lambda request: wrong.append(f"{page.url}: {request.url} failed"))
-        page.on("response", lambda response: response.status >= 400 and wrong.append(f"{page.url}: {response.status} for {response.url}"))
-        opened.append(page)
-        return page, wrong
-    yield open_page
-    for page in opened: page.close()
 
 
 def pages(site): return sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if "site_libs" not in path.parts)
