@@ -155,7 +155,8 @@ def test_auto_rounds_a_little_and_halves_the_memory(noise):
     (exact,), (auto,) = (run_prefix(cut, images, precision=precision, progress=False) for precision in ("fp32", "auto"))
     at = torch.arange(len(images))
     assert auto.bytes * 2 == exact.bytes and auto.rows.dtype == torch.float16 and auto.of(at).dtype == torch.float32
-    assert (auto.of(at) - exact.of(at)).abs().max() < 2e-3 * exact.of(at).abs().max() and not torch.equal(auto.of(at), exact.of(at))
+    rounding = 3e-2 if cache.has_bf16(torch.device("cpu")) else 2e-3 # of computing in bfloat16, or of keeping in half precision alone
+    assert (auto.of(at) - exact.of(at)).abs().max() < rounding * exact.of(at).abs().max() and not torch.equal(auto.of(at), exact.of(at))
     with pytest.raises(ValueError, match="precision must be .*, got 'half'"): run_prefix(cut, images, precision="half")
 
 
@@ -324,6 +325,7 @@ def test_one_pass_serves_several_cuts(noise, mood, tokenizer):
     for model, task in ((residual(), noise), (written("electra", tokenizer), mood)):
         few, encoded = model.collate(model.encode(task.train.inputs[:2])), model.encode(task.train.inputs)
         cuts = [Cut(model, depth, few) for depth in range(1, len(blocks(model)))]
+        cuts = cuts[1:] + cuts[:1] # in any order
         together = run_prefix(cuts, task.train.inputs, encoded, precision="fp32", progress=False)
         for cut, states in zip(cuts, together):
             (alone,) = run_prefix(cut, task.train.inputs, encoded, precision="fp32", progress=False)
