@@ -315,7 +315,9 @@ def run_prefix(cuts:Cut|Sequence[Cut], # of one model; several are served by one
     if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
     if views is not None and views < 1: raise ValueError(f"views must be at least 1, got {views}.")
     if views is not None and getattr(cuts[0].model, "augment", None) is None: raise ValueError(f"views={views} asks for random views, and the model has no augment: make it with one, or leave views out.")
-    return _Pass(cuts, inputs, encoded, precision, views, folder, memory_budget, seed, progress).run()
+    order = sorted(range(len(cuts)), key=lambda i: cuts[i].depth) # the deepest last: the others lie on its way
+    found = _Pass([cuts[i] for i in order], inputs, encoded, precision, views, folder, memory_budget, seed, progress).run()
+    return [states for _, states in sorted(zip(order, found), key=lambda pair: pair[0])]
 
 class _Pass:
     "One pass of a prefix over examples."

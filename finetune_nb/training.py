@@ -209,6 +209,16 @@ def parameter_groups(model:nn.Module, # any supported model
             if params: groups.append(dict(params=params, lr=rate, weight_decay=weight_decay if decays else 0.0, block=block.name))
     return groups
 
+def _rates(model:nn.Module, depth:int) -> tuple[float, float]:
+    "The learning rates that a model suggests for the topmost backbone block and for the head, which may go faster alone."
+    head = "head_only_learning_rate" if depth == len(blocks(model)) - 1 else "head_learning_rate"
+    return getattr(model, "learning_rate", 1e-3), getattr(model, head, 1e-2)
+
+def _schedule(optimizer:torch.optim.Optimizer, steps:int, warmup:float) -> torch.optim.lr_scheduler.LambdaLR:
+    "Up in a straight line for a share of the steps, and down along a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983)."
+    warm = max(1, round(warmup * steps))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+
 # %% ../nbs/05_training.ipynb #9d28c585
 @dataclass
 class History:
@@ -310,9 +320,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.stepper = self.optimizer if self.accelerator.scaler is None else self.accelerator.prepare(self.optimizer) # Accelerate's scales the loss where it must, and costs half a millisecond a step
         self.steps = settings["epochs"] * len(self.train)
-        warm = max(1, round(settings["warmup"] * self.steps))
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step:
-            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm))))
+        self.scheduler = _schedule(self.optimizer, self.steps, settings["warmup"])
         self.learnt = [p for group in groups for p in group["params"]]
         moves = {id(t) for t in self.learnt} | {id(b) for block in blocks(model)[self.shallowest:] for b in block.buffers()}
         self.moving = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if id(t) in moves}
@@ -549,10 +557,8 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
     if resume and checkpoint is None: raise ValueError("resume=True goes on from checkpoints: say in which folder they are, checkpoint=FOLDER.")
     unfreeze_at, depth = dict(unfreeze_at or {}), freeze_depth(model)
     depths = [depth, *(unfreeze_at[epoch] for epoch in sorted(unfreeze_at))]
-    if learning_rate is None: learning_rate = getattr(model, "learning_rate", 1e-3)
-    if head_learning_rate is None:
-        head_alone = depths[-1] == len(blocks(model)) - 1
-        head_learning_rate = getattr(model, "head_only_learning_rate" if head_alone else "head_learning_rate", 1e-2)
+    suggested = _rates(model, depths[-1])
+    learning_rate, head_learning_rate = (own if own is not None else its for own, its in zip((learning_rate, head_learning_rate), suggested))
     settings = dict(freeze_depth=depth, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, layer_decay=layer_decay,
                     weight_decay=weight_decay, warmup=warmup, clip=clip, patience=patience, unfreeze_at=unfreeze_at, seed=seed, cache=bool(cache), precision=precision, views=views)
     _check_settings(model, task, depths, every=every, keep_last=keep_last, **settings)

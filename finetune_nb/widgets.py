@@ -28,10 +28,10 @@ import finetune_nb
 from . import data, text, vision
 from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, digest, has_bf16, run_prefix, to_device
 from .data import Task
-from .depth import Sweep
+from .depth import Sweep, kept_for_backward
 from .freezing import _check_depth, _short, blocks, freeze
 from .gradient import _map_bounds, descend, gradient_at, plot_path
-from .training import Evaluation, _Batch, _Batches, _evaluate, parameter_groups
+from .training import Evaluation, _Batch, _Batches, _evaluate, _rates, _schedule, parameter_groups
 
 # %% ../nbs/08b_explorer.ipynb #1f63dde3
 class Stopped(Exception): "The training was no longer wanted."
@@ -78,37 +78,24 @@ def _half(device:torch.device):
     "Multiply in bfloat16, where the processor has it."
     return torch.autocast(device.type, torch.bfloat16) if has_bf16(device) else nullcontext()
 
-@contextmanager
-def _counting(model:nn.Module, kept:dict[int, int]):
-    "Note in `kept` the bytes of each piece of memory that a forward pass keeps, but for the model's own weights."
-    known = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known: kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor): yield
-
 # %% ../nbs/08b_explorer.ipynb #5730d8bf
 class _Steps:
     "An optimiser for what learns, and the steps it makes."
     def __init__(self, model:nn.Module, learner:nn.Module, depth:int, steps:int, learning_rate_times:float, seed:int):
-        self.model, self.learner, self.seed, self.device, self.kept = model, learner, seed, next(model.parameters()).device, {}
-        head = "head_only_learning_rate" if depth == len(blocks(model)) - 1 else "head_learning_rate"
-        rates = [rate * learning_rate_times for rate in (getattr(model, "learning_rate", 1e-3), getattr(model, head, 1e-2))]
-        groups = parameter_groups(model, depth, *rates)
+        self.model, self.learner, self.seed, self.device, self.kept = model, learner, seed, next(model.parameters()).device, 0
+        groups = parameter_groups(model, depth, *(rate * learning_rate_times for rate in _rates(model, depth)))
         self.learnt, self.optimizer = [p for group in groups for p in group["params"]], torch.optim.AdamW(groups, fused=True)
-        warm = max(1, steps // 10)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step:
-            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+        self.scheduler = _schedule(self.optimizer, steps, warmup=0.1)
 
     def scores(self, batch:_Batch) -> Tensor:
         with _half(self.device): return _logits(self.learner, to_device(batch.inputs, self.device)).float()
 
     def learn(self, batch:_Batch, step:int) -> float: # the loss
         "Step number `step`, from 1."
-        with torch.random.fork_rng(devices=[]), _counting(self.model, self.kept) if step == 1 else nullcontext():
+        with torch.random.fork_rng(devices=[]), kept_for_backward(self.model.parameters()) if step == 1 else nullcontext() as kept:
             torch.manual_seed(self.seed * 100_003 + step) # for dropout
             loss = F.cross_entropy(self.scores(batch), batch.labels.to(self.device))
+        if kept: self.kept = sum(kept.values())
         value = loss.item()
         if not math.isfinite(value): raise FloatingPointError(f"The loss became {value} at step {step}: the learning rate is too large, try a tenth of it.")
         self.optimizer.zero_grad()
@@ -124,7 +111,7 @@ class _Steps:
     def memory(self) -> int: # bytes
         averages = chain.from_iterable(state.values() for state in self.optimizer.state.values())
         gradients = (p.grad for p in self.learnt if p.grad is not None)
-        return sum(self.kept.values()) + sum(t.nbytes for t in chain(self.model.parameters(), self.model.buffers(), averages, gradients))
+        return self.kept + sum(t.nbytes for t in chain(self.model.parameters(), self.model.buffers(), averages, gradients))
 
 # %% ../nbs/08b_explorer.ipynb #c248a442
 class Trials:
