@@ -105,6 +105,20 @@ def _checked(path, kind:str, text_column:Optional[str]=None, label_column:Option
     if not report.ok: _say(report)
     return report.require()
 
+def _texts(source:Optional[str], labels_per_class:Optional[int], seed:int, most_bad:float, text_column, label_column, encoding): # the task, and the report of its pre-flight
+    "Your texts, or `topics`."
+    from finetune_nb import data
+    if source is None: return data.topics(20 if labels_per_class is None else labels_per_class, seed), None
+    report = _checked(source, "text", text_column, label_column, most_bad, encoding)
+    return data.task_of(report, labels_per_class, seed=seed), report
+
+def _images(folder:Optional[Path], labels_per_class:Optional[int], seed:int, most_bad:float, label_column:Optional[str]): # the task
+    "Your images, or `digits`."
+    from finetune_nb import data
+    if folder is None: return data.digits(20 if labels_per_class is None else labels_per_class, seed)
+    _say(report := _checked(folder, "image", None, label_column, most_bad))
+    return data.task_of(report, labels_per_class, seed=seed)
+
 # %% ../nbs/20_command_line.ipynb #4f242c41
 @app.command()
 def text(context:typer.Context,
@@ -125,10 +139,9 @@ def text(context:typer.Context,
 
     Your table, and a model that Transformers loads: `finetune-nb text reviews.csv --pooling pooler --out reviews_model`.
     """
-    from finetune_nb import data, text
+    from finetune_nb import text
     _new_folder(context, out, overwrite)
-    report = None if source is None else _checked(source, "text", text_column, label_column, most_bad, encoding)
-    task = data.topics(20 if labels_per_class is None else labels_per_class, seed) if report is None else data.task_of(report, labels_per_class, seed=seed)
+    task, report = _texts(source, labels_per_class, seed, most_bad, text_column, label_column, encoding)
     model = text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed)
     if report is not None: _say(report.measure_texts(model))
     trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
@@ -157,12 +170,9 @@ def image(context:typer.Context,
 
     Ten labels of each class, larger, with the weights of ImageNet: `finetune-nb image pets/ --labels-per-class 10 --image-size 128 --backbone resnet50`.
     """
-    from finetune_nb import data, vision
+    from finetune_nb import vision
     _new_folder(context, out, overwrite)
-    if folder is None: task = data.digits(20 if labels_per_class is None else labels_per_class, seed)
-    else:
-        _say(report := _checked(folder, "image", None, label_column, most_bad))
-        task = data.task_of(report, labels_per_class, seed=seed)
+    task = _images(folder, labels_per_class, seed, most_bad, label_column)
     augment = augment or flip
     model = vision.classifier(backbone, task.num_classes, image_size, vision.augmentation(flip=flip) if augment else None, seed=seed)
     trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
@@ -257,6 +267,7 @@ def _sweep(make_model, task, backbone:str, compare:bool, save:Optional[Path], as
 @_depth.command("image")
 def depth_image(folder:Annotated[Optional[Path], typer.Argument(help="Your images, as for `image`. [default: real handwritten digits]", show_default=False)]=None,
                 backbone:_option(str, "As for `image`.")="resnet18-fractal",
+                label_column:_option(Optional[str], "Of your dataset. [default: if it is clear]")=None,
                 labels_per_class:_option(Optional[int], "Training images of each class. [default: 20 digits; all of a folder]", min=1)=None,
                 image_size:_option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. [default: what the backbone was made for]")=None,
                 seeds:_Seeds=3, strategy:_Strategy="halving", epochs:_Budget=None, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
@@ -267,17 +278,14 @@ def depth_image(folder:Annotated[Optional[Path], typer.Argument(help="Your image
 
     How much faster than one run after another? `finetune-nb depth image --compare`.
     """
-    from finetune_nb import data, vision
-    if folder is None: task = data.digits(20 if labels_per_class is None else labels_per_class, seed)
-    else:
-        _say(report := _checked(folder, "image", most_bad=most_bad))
-        task = data.task_of(report, labels_per_class, seed=seed)
+    from finetune_nb import vision
+    task = _images(folder, labels_per_class, seed, most_bad, label_column)
     _sweep(lambda seed: vision.classifier(backbone, task.num_classes, image_size, seed=seed), task, backbone, compare, save, as_json, cache_folder, strategy,
            seeds=range(seed, seed + seeds), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, precision=precision)
 
 @_depth.command("text")
 def depth_text(source:Annotated[Optional[str], typer.Argument(help="Your texts, as for `text`. [default: real sentences, `topics`]", show_default=False)]=None,
-               backbone:_option(str, "As for `text`.")="minilm", text_column:_TextColumn=None, label_column:_LabelColumn=None,
+               backbone:_option(str, "As for `text`.")="minilm", text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None,
                labels_per_class:_option(Optional[int], "Training texts of each class. [default: 20 of each topic; all of yours]", min=1)=None,
                pooling:_option(str, "`mean` over the tokens, or `pooler`.")="mean",
                seeds:_Seeds=3, strategy:_Strategy="halving", epochs:_Budget=None, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
@@ -286,9 +294,9 @@ def depth_text(source:Annotated[Optional[str], typer.Argument(help="Your texts, 
 
     On `topics`: `finetune-nb depth text --labels-per-class 100`. On your own: `finetune-nb depth text reviews.csv --save reviews_depth.json`.
     """
-    from finetune_nb import data, text
-    report = None if source is None else _checked(source, "text", text_column, label_column, most_bad)
-    task = data.topics(20 if labels_per_class is None else labels_per_class, seed) if report is None else data.task_of(report, labels_per_class, seed=seed)
+    from finetune_nb import text
+    task, report = _texts(source, labels_per_class, seed, most_bad, text_column, label_column, encoding)
+    if report is not None: _say(report.measure_texts(text.classifier(backbone, task.num_classes)))
     _sweep(lambda seed: text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed), task, backbone, compare, save, as_json, cache_folder, strategy,
            seeds=range(seed, seed + seeds), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, precision=precision)
 
