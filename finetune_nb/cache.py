@@ -216,12 +216,13 @@ def folded(model:nn.Module, # is left as it is
             stand_ins |= {convolution: fuse_conv_bn_eval(convolution.eval(), norm.eval()), norm: nn.Identity()}
     return _twin(model, stand_ins) if stand_ins else model
 
-def _fast(cut:Cut, inputs) -> nn.Module:
-    "The folded twin, if it gives the same states: a norm that is listed after a convolution need not be the next to run."
-    twin = folded(cut.model, cut)
-    try: same = twin is not cut.model and _close(cut.states(inputs, model=twin)[0], cut.states(inputs)[0])
+def _fast(cuts:Sequence[Cut], inputs) -> nn.Module:
+    "The folded twin, if it gives the same states at every cut: a norm that is listed after a convolution need not be the next to run, nor on the same side of a cut."
+    *more, deepest = cuts
+    twin = folded(deepest.model, deepest)
+    try: same = twin is not deepest.model and all(_close(ours, theirs) for ours, theirs in zip(deepest.states(inputs, more, twin), deepest.states(inputs, more)))
     except Exception: same = False
-    return twin if same else cut.model
+    return twin if same else deepest.model
 
 # %% ../nbs/05b_prefix_cache.ipynb #028fca53
 def digest(inputs # texts, image files or images of PIL, or a tensor
@@ -235,7 +236,7 @@ def digest(inputs # texts, image files or images of PIL, or a tensor
         elif torch.is_tensor(x) or isinstance(x, np.ndarray):
             x = np.ascontiguousarray(torch.as_tensor(x).numpy())
             part = f"{x.dtype}{x.shape}".encode() + x.tobytes()
-        elif hasattr(x, "tobytes"): part = f"{x.mode}{x.size}".encode() + x.tobytes()
+        elif hasattr(x, "tobytes"): part = f"{x.mode}{x.size}{x.info.get('exif', b'')}{x.info.get('transparency')}".encode() + x.tobytes() # which way up, too
         else: raise ValueError(f"Inputs of type {type(x).__name__} have no known content, so their states cannot be found again: give texts, Paths or tensors, or train without a named cache.")
         sha256.update(len(part).to_bytes(8, "little") + part)
     return sha256.hexdigest()
@@ -243,7 +244,7 @@ def digest(inputs # texts, image files or images of PIL, or a tensor
 def _key(cut:Cut, contents:str, *how) -> str:
     "The name of a file of states."
     versions = [version(library) for library in ("torch", "torchvision", "transformers")]
-    network = [[f"{block.name} {fingerprint(block)} {block.modules}" for block in cut.blocks], cut.place, str(getattr(cut.model, "config", ""))]
+    network = [[f"{block.name} {fingerprint(block)} {block.modules}" for block in cut.blocks], cut.place, list(dict.fromkeys(str(module.config) for module in cut.model.modules() if hasattr(module, "config")))]
     return hashlib.sha256(repr([contents, network, how, versions]).encode()).hexdigest()[:32]
 
 def _clear_away(folder:Path):
@@ -375,7 +376,18 @@ class _Pass:
         if self.folder is None or not all(file.exists() for file in self.files): return None
         started = time.perf_counter()
         rows = [torch.from_numpy(np.load(file, mmap_mode="c")) for file in self.files]
+        if not self._agree(rows): return None
         return [self._states(r, i, time.perf_counter() - started, f"found in {file}") for i, (r, file) in enumerate(zip(rows, self.files))]
+
+    def _agree(self, rows:Sequence[torch.Tensor]) -> bool:
+        "Does the first batch still give these states? What a network's own code does, or an augmentation, no file's name can tell."
+        positions, encoded = next(iter(self._prepared()))
+        *more, deepest = self.cuts
+        with evaluating(self.model), torch.no_grad():
+            batch = to_device(_collate(self.model)(encoded if self.views is None else _varied(self.model, encoded, 0, positions, self.seed)), self.device)
+            last, *others = deepest.states(batch, more)
+        now = [(x[batch["attention_mask"].bool()] if self._by_token(cut) else x).float().cpu() for cut, x in zip(self.cuts, [*others, last])]
+        return all(x.shape[1:] == kept.shape[1:] and torch.allclose(kept[:len(x)].float(), x, rtol=0.05, atol=0.05 * x.abs().max().item()) for x, kept in zip(now, rows)) # bfloat16 rounds
 
     def _prepared(self) -> Iterator[tuple[list[int], list]]:
         "Each batch's positions and encoded inputs; files are opened when their turn comes, many at a time."
@@ -395,7 +407,7 @@ class _Pass:
                 for positions, encoded in self._prepared():
                     for view in range(self.views or 1):
                         batch = to_device(collate(encoded if self.views is None else _varied(self.model, encoded, view, positions, self.seed)), self.device)
-                        if network is None: network = _fast(deepest, batch) if self.fast else self.model
+                        if network is None: network = _fast(self.cuts, batch) if self.fast else self.model
                         with autocast: last, *others = deepest.states(batch, more, network)
                         states = [self._to_rows(cut, x, batch) for cut, x in zip(self.cuts, [*others, last])]
                         if rows is None: rows, where = zip(*(self._room(i, x) for i, x in enumerate(states)))

@@ -68,6 +68,7 @@ def _finish(task, model, trained:tuple, more:dict, baseline:bool, out:Optional[P
             classical = data.baseline(task)
             result |= dict(baseline_accuracy=classical.accuracy, baseline_macro_f1=classical.macro_f1, baseline_settings=classical.settings)
     except KeyboardInterrupt: _say("Interrupted: there is no baseline, and the model is kept.")
+    except (ValueError, MemoryError) as error: _say(f"There is no baseline ({error}), and the model is kept.") # texts without a letter, say
     if out is not None:
         saving.save(out, model, task, history, evaluation, result | dict(command=shlex.join(["finetune-nb", *sys.argv[1:]])))
         _say(f"Saved {', '.join(sorted(file.name for file in out.iterdir() if file.suffix))} in {out}")
@@ -133,7 +134,7 @@ def text(context:typer.Context,
          seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
     """Fine-tune a BERT on texts: your own, or `topics`, which asks what a function is about by the first sentence of its docstring.
 
-    The head alone, then deeper: `finetune-nb text --freeze-depth 7`, then `--freeze-depth 5`.
+    The head alone, then more blocks: `finetune-nb text --freeze-depth 7`, then `--freeze-depth 5`.
 
     Fewer labels, with the n-gram baseline beside it: `finetune-nb text --labels-per-class 5 --baseline`.
 
@@ -164,7 +165,7 @@ def image(context:typer.Context,
           seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
     """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting.
 
-    The head alone, then deeper: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
+    The head alone, then more blocks: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
 
     Your photographs, mirrored and moved in training: `finetune-nb image pets/ --flip --out pets_model`.
 

@@ -293,6 +293,7 @@ class Sweep:
     def to_json(self) -> str:
         "As text; the recommendation is in it."
         about = asdict(self) | dict(recommendation=asdict(self.recommend()) if self.rows else None)
+        about["settings"] = {name: str(value) if isinstance(value, float) and not np.isfinite(value) else value for name, value in about["settings"].items()}
         return json.dumps(about, allow_nan=False)
 
     @classmethod
@@ -358,7 +359,7 @@ def _checked_depths(depths:Sequence[int]|None, num_blocks:int) -> list[int]:
     if depths is None: depths = range(num_blocks)
     if len(depths) == 0: raise ValueError("depths names no freeze depth: leave it out to try all.")
     if wrong := [depth for depth in depths if depth not in range(num_blocks)]: raise ValueError(f"depths must be between 0 and {num_blocks - 1}, got {wrong[0]}.")
-    return sorted(set(depths), reverse=True)
+    return sorted(map(int, set(depths)), reverse=True)
 
 def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's first weights for a seed; the backbone is the same for each
           task:Task, # learns on `task.train`, chooses on `task.validation`, and is judged once on `task.test`
@@ -374,7 +375,7 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
           **settings # `batch_size`, `learning_rate` and what else `fit` is to be told
          )->Sweep: # a row for each depth and seed, and a recommendation
     "Try freeze depths, sharing the work: one network, one pass of its prefixes over the examples for all depths and seeds."
-    started, seeds = time.perf_counter(), list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    started, seeds = time.perf_counter(), list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     _check(seeds, strategy, epochs, settings)
     budget = default_epochs(task) if epochs is None else epochs
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:

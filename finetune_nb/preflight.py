@@ -6,10 +6,11 @@
 __all__ = ['Finding', 'Report', 'StoredImage', 'open_image', 'check', 'Unreadable', 'inputs_in']
 
 # %% ../nbs/01c_preflight.ipynb #f4d6a909
-import codecs, csv, hashlib, html, io, json, os, re, stat, warnings
+import codecs, csv, hashlib, html, io, json, os, re, stat, struct, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,8 @@ def _opened(file) -> Image.Image:
     return image
 
 def _upright_rgb(image:Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    with suppress(SyntaxError, ValueError, TypeError, KeyError, ZeroDivisionError, struct.error): # a damaged EXIF block says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F": # 16 bits and more: use the range that is there
         values = np.nan_to_num(np.asarray(image, dtype=float), posinf=0, neginf=0)
         shares = np.nan_to_num((values - values.min()) / (np.ptp(values) or 1))
@@ -268,6 +270,8 @@ def _walk(top:Path, folder:Path, endings, notes:_Notes) -> Iterator[Path]:
             if _hidden(here/name): notes.add("hidden or system file", _NOTES, (here/name).relative_to(top), "left out")
             elif (here/name).is_symlink() and leaves(here/name):
                 notes.add("link that leaves the folder", _STOPS, (here/name).relative_to(top), "it is a folder somewhere else, and is not followed: copy it here, or name it as the path")
+            elif (here/name).is_symlink() and Path(os.path.realpath(here/name)) not in (real := Path(os.path.realpath(here)), *real.parents): # a loop adds nothing
+                notes.add("link to a folder", _STOPS, (here/name).relative_to(top), "it is not followed: copy the folder here")
         folders[:] = sorted(name for name in folders if not _hidden(here/name))
         for name in sorted(names):
             file = here/name
@@ -295,6 +299,9 @@ def _labelled_files(top:Path, endings, notes:_Notes, what:str) -> tuple[list[Pat
                 loose.append(file)
                 continue
             label, *deeper = file.relative_to(folder).parts
+            if any("\ud800" <= letter <= "\udfff" for letter in label):
+                notes.add("folder name that is no text", _STOPS, ascii(label), "its bytes are not UTF-8: rename it")
+                continue
             below[label].update(deeper[:-1][:1] or [""])
             files.append(file); labels.append(label); parts.append(part)
         if loose: notes.add(f"{what} in no class", _NOTES, loose[0].relative_to(top), f"{len(loose)} left out: they lie beside the class folders, in none of them")
@@ -347,12 +354,13 @@ class _Table:
 def _csv(text:str, name:str, ending:str, notes:_Notes) -> _Table:
     "A table with a header; the delimiter is the one that cuts the header into most columns."
     text = text.replace("\0", "\u2400") # older Pythons refuse a NUL; this is its picture, and `_text_fault` knows it
+    limit = csv.field_size_limit(2**31 - 1) # a text may be as long as a book
     def rows(delimiter): return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     def columns(delimiter):
         try: return len(next(rows(delimiter), []))
         except csv.Error: return 0
     delimiter = "\t" if ending == ".tsv" else max(",;\t|", key=columns)
-    reader = rows(delimiter)
+    reader, line = rows(delimiter), 0
     try:
         header = [cell.strip() for cell in next(reader, [])]
         table, line = _Table(header, [], []), reader.line_num
@@ -364,7 +372,8 @@ def _csv(text:str, name:str, ending:str, notes:_Notes) -> _Table:
                 continue
             table.rows.append(row); table.places.append(place)
     except csv.Error as error:
-        raise ValueError(f"{name} cannot be read as a table from line {reader.line_num} on ({error}): most often a quotation mark that is opened and never closed.") from error
+        raise ValueError(f"{name} cannot be read as a table from line {line + 1} on ({error}): most often a quotation mark that is opened and never closed.") from error
+    finally: csv.field_size_limit(limit)
     return table
 
 def _jsonl(text:str, name:str, notes:_Notes) -> _Table:
@@ -458,13 +467,17 @@ def _read_tables(tables:Sequence[_Table], text_column:str|None, label_column:str
     found = _Examples()
     for table in tables:
         text, label = _columns(table, text_column, label_column, name)
+        def part_of(row, i): return _part_of.get(str(row[i]).strip().lower())
         split = next((i for i, c in enumerate(table.columns) if c.lower() in _PART_NAMES and i not in (text, label)
-                      and all(str(row[i]).strip().lower() in _part_of for row in table.rows)), None)
+                      and 2 * sum(part_of(row, i) is not None for row in table.rows) > len(table.rows)), None)
         for row, place in zip(table.rows, table.places):
             words, name_ = row[text], _name(row[label])
+            if split is not None and part_of(row, split) is None:
+                notes.add("row of no part", "skips", place, f"its {table.columns[split]} is {str(row[split])!r}, and not train, validation or test")
+                continue
             fault, reason = _text_fault("an image" if isinstance(words, StoredImage) else words, name_)
             if fault: notes.add(fault, "skips", place, reason)
-            else: found.add(words, name_, table.part if split is None else _part_of[str(row[split]).strip().lower()], place)
+            else: found.add(words, name_, table.part if split is None else part_of(row, split), place)
     return found
 
 def _read_table(path:Path, text_column:str|None, label_column:str|None, encoding:str|None, notes:_Notes) -> _Examples:
@@ -677,14 +690,15 @@ def inputs_in(path:Path, # a file or a folder
               kind:str, # "image" or "text"
               text_column:str|None=None, # of a table; None: if it is clear
               encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed
-             )->list: # paths of images, or texts; an `Unreadable` for a text that is none
+             )->list: # paths of images, or texts; an `Unreadable` for what cannot be read
     "What there is to predict, without labels."
     notes, encoding = _Notes(), _known(encoding)
     if not path.exists(): raise FileNotFoundError(f"There is no file and no folder {str(path)!r}.")
     if path.is_dir():
         files = list(_walk(path, path, _IMAGE_FILES if kind == "image" else {".txt"}, notes))
-        if not files: raise ValueError(f"{str(path)!r} has no {kind} files in it, expected {', '.join(_IMAGE_FILES if kind == 'image' else ['.txt'])}.")
-        return [found for file in files for found in inputs_in(file, kind, encoding=encoding)]
+        lost = [Unreadable(str(path/place), f"{finding.what}: {reason}") for finding in notes.findings() if finding.then != _NOTES for place, reason in finding.places]
+        if not files and not lost: raise ValueError(f"{str(path)!r} has no {kind} files in it, expected {', '.join(_IMAGE_FILES if kind == 'image' else ['.txt'])}.")
+        return [found for file in files for found in inputs_in(file, kind, encoding=encoding)] + lost
     if kind == "image": return [path]
     if path.suffix.lower() in _TABLES:
         table = _table(path, notes, encoding)

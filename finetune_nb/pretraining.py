@@ -354,7 +354,8 @@ def pretrain(recipe:Recipe, # what to draw and how to learn
         network = resnet18(num_classes=recipe.classes).to(device, memory_format=torch.channels_last).train()
     groups = [dict(params=[p for p in network.parameters() if (p.ndim > 1) == decays], weight_decay=recipe.weight_decay * decays) for decays in (True, False)]
     optimizer = torch.optim.AdamW(groups, recipe.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=recipe.warmup,
+    rise = recipe.warmup + 1e-9 * (recipe.warmup * recipe.steps == 1) # OneCycleLR divides by the steps of the rise less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=rise,
                                                    div_factor=1000) # steps so small at first that rounding does not grow into another curve
     if run.step:
         _restore(network, optimizer, load_file(run.checkpoint))

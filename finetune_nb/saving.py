@@ -32,7 +32,12 @@ from .preflight import Unreadable
 from .training import Evaluation, History, predict
 
 # %% ../nbs/10_your_own_data.ipynb #7a2ba3f7
-_KEPT = "model.safetensors", "model.json", "config.json", "result.json", "README.md", "curves.png", "confusion.png"
+_KEPT = "model.safetensors", "model.json", "config.json", "result.json", "README.md", "curves.png", "confusion.png", "model.onnx"
+
+def _refuse_others(folder:Path):
+    "Where there is no model of ours, files that are called like parts of one are somebody's own."
+    if not (folder/"model.json").exists() and (own := [name for name in _KEPT if (folder/name).exists()]):
+        raise FileExistsError(f"{str(folder)!r} holds {', '.join(own)}, and no model of finetune_nb: nothing is overwritten, name another folder.")
 
 @contextmanager
 def reserved(folder, # where the model will go; made if it is not there
@@ -51,6 +56,7 @@ def reserved(folder, # where the model will go; made if it is not there
     try:
         if not overwrite and any(f.name != ".lock" for f in folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} already holds something, and nothing is overwritten: name a new folder, or say --overwrite (overwrite=True) to replace the model in it.")
+        _refuse_others(folder)
         yield folder
     finally:
         with suppress(OSError): (folder/".lock").unlink() # while it is held; Windows does not allow that
@@ -178,12 +184,14 @@ def save(folder, # where; a folder that `reserved` gave, or any
         )->Path: # the folder
     "Weights, configuration, metrics, figures and a model card; all of them, or none."
     folder = Path(folder)
-    (part := folder/".part").mkdir(parents=True, exist_ok=True)
+    _refuse_others(folder)
+    shutil.rmtree(part := folder/".part", ignore_errors=True) # of a run that was killed
+    part.mkdir(parents=True)
     try:
         about = _write_weights(part, model, task.classes)
         result = _result(model, task, history, evaluation, more or {}) | ({"preprocessing": about["preprocessing"]} if about["kind"] == "image" else {})
         for name, content in (("model.json", json.dumps(about, indent=1)), ("result.json", json.dumps(result, indent=1, default=str)), ("README.md", _card(about, result))):
-            (part/name).write_text(content, encoding="utf-8")
+            (part/name).write_text(content, encoding="utf-8", errors="backslashreplace") # the name of a file may be no text
         history.plot().savefig(part/"curves.png", dpi=150)
         evaluation.plot(task.classes).savefig(part/"confusion.png", dpi=150)
         for name in _KEPT: (folder/name).unlink(missing_ok=True) # of a model that was here; what else is here stays
@@ -232,6 +240,7 @@ class Predictor:
 
     def _of_images(self, images:list, batch_size:int) -> Iterator: # float[C] each, or what cannot be read; a batch is opened when its turn comes
         def prepared(image):
+            if isinstance(image, Unreadable): return image
             try: return self.model.preprocessing(image)
             except OSError as error: return Unreadable(_shown(image), str(error))
         with ThreadPoolExecutor() as pool, evaluating(self.model), torch.no_grad():
@@ -288,6 +297,7 @@ def export_onnx(folder, # a saved model
     try: import onnx, onnxruntime, onnxscript
     except ImportError as error: raise ModuleNotFoundError(f"Exporting to ONNX needs the package {error.name}: pip install 'finetune-nb[export]'.", name=error.name) from error
     saved, file = load(folder), Path(file or Path(folder)/"model.onnx")
+    if file.exists() and file != Path(folder)/"model.onnx": raise FileExistsError(f"{str(file)!r} is there already, and nothing is overwritten: name a new file.")
     model = saved.model
     if saved.about["kind"] == "image":
         size = model.preprocessing.image_size
@@ -295,13 +305,16 @@ def export_onnx(folder, # a saved model
     else: given, other = [model.collate(model.encode(texts)) for texts in (["a text", "and another one, a little longer"], ["one", "two words", "three words here, and then some more of them"])]
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.max_length) if saved.about["kind"] == "text" else None
     shapes = {name: {0: batch, 1: length} if length else {0: batch} for name in given}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore") # about names of axes that are equal, and of no use to anybody
-        torch.onnx.export(model, kwargs=given, f=str(file), input_names=list(given), output_names=["scores"], dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    with torch.no_grad(): expected = model(**other)
-    found = torch.tensor(session.run(None, {name: t.numpy() for name, t in other.items()})[0])
-    if (gap := (found - expected).abs().max().item()) > 1e-4:
-        file.unlink()
-        raise RuntimeError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: nothing was written.")
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore") # about names of axes that are equal, and of no use to anybody
+            torch.onnx.export(model, kwargs=given, f=str(part), input_names=list(given), output_names=["scores"], dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        with torch.no_grad(): expected = model(**other)
+        found = torch.tensor(session.run(None, {name: t.numpy() for name, t in other.items()})[0])
+        if not (gap := (found - expected).abs().max().item()) <= 1e-4: # NaN is no agreement
+            raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: nothing was written.")
+        part.replace(file)
+    finally: part.unlink(missing_ok=True)
     return file

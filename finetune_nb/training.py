@@ -84,7 +84,8 @@ class _Batches:
     def keep(self, cut:Cut, **how):
         "Run the frozen prefix once for each example, and go on from its states."
         (self.states,), self.cut = run_prefix(cut, self.examples.inputs, self.encoded, **how), cut
-        if not isinstance(self.examples.inputs[0], str): self.encoded = None # images are large
+        if cut.needs_inputs and self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, False)
+        elif not cut.needs_inputs and not isinstance(self.examples.inputs[0], str): self.encoded = None # images are large
 
     def forget(self, progress:bool):
         "Learn from the inputs themselves."
@@ -105,8 +106,9 @@ class _Batches:
         for positions in self.order(epoch)[first:]:
             count, weights = len(positions), None
             if self.world > 1: # who owns next to nothing of this batch takes part all the same, with examples that weigh nothing: BatchNorm cannot learn from one
-                own = [p // self.world for p in positions if p % self.world == self.rank]
-                others = [p for p in range(min(len(self.labels), len(own) + 2)) if p not in own][:max(0, 2 - len(own))]
+                own, others = [p // self.world for p in positions if p % self.world == self.rank], []
+                if self.seed is not None: others = [p for p in range(min(len(self.labels), len(own) + 2)) if p not in own][:max(0, 2 - len(own))]
+                elif not own: continue # nothing learns, so nobody waits
                 weights, positions = torch.tensor([self.world / count] * len(own) + [0.0] * len(others)), own + others
             at = torch.tensor(positions)
             yield _Batch(self._inputs(positions, at, epoch), self.labels[at], at, count, weights)
@@ -144,21 +146,23 @@ class Evaluation:
     def __repr__(self): return f"accuracy {self.accuracy:.1%}, macro F1 {self.macro_f1:.3f}, loss {self.loss:.3f} on {len(self.labels)} examples"
 
     def worst(self, count:int=5) -> np.ndarray:
-        "Positions of the mistakes made with the greatest confidence, worst first."
+        "Positions of the mistakes, first those that gave the right class the least probability."
         true = self.probabilities[np.arange(len(self.labels)), self.labels]
         mistakes = np.flatnonzero(self.predicted != self.labels)
         return mistakes[np.argsort(true[mistakes], kind="stable")][:count]
 
     def plot(self, classes:Sequence[str]) -> Picture:
         "The confusion matrix: rows are the true classes, each row sums to the class's examples."
-        figure = Picture(figsize=(1.6 + .45 * len(classes), 1.2 + .4 * len(classes)), layout="constrained")
+        side, confusion = min(len(classes), 60), self.confusion
+        figure = Picture(figsize=(1.6 + .45 * side, 1.2 + .4 * side), layout="constrained")
         ax = figure.subplots()
-        shares = self.confusion / np.maximum(self.confusion.sum(1, keepdims=True), 1)
+        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in np.ndenumerate(self.confusion):
+        ax.set(xlabel="predicted", ylabel="true", title=f"{self.accuracy:.1%} on the diagonal")
+        if len(classes) > side: return figure # nobody could read the names
+        for (row, column), count in np.ndenumerate(confusion):
             if count: ax.text(column, row, count, ha="center", va="center", fontsize=8, color="white" if shares[row, column] > .5 else "black")
-        ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true", yticklabels=classes,
-               title=f"{self.accuracy:.1%} on the diagonal")
+        ax.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
         ax.set_xticklabels(classes, rotation=45, ha="right")
         return figure
 
@@ -342,6 +346,7 @@ class _Run:
         few = _collate(self.model)(_encode(self.model, self.task.train.inputs[:2]))
         try: self.cut = Cut(self.model, depth, to_device(few, self.accelerator.device))
         except CannotCut as error: return str(error)
+        if self.cut.needs_inputs and getattr(self.model, "augment", None) is not None: return "what learns looks at the inputs too, which differ in each view"
         return ""
 
     def stage(self, depth:int|None):
@@ -437,19 +442,19 @@ class _Run:
         self.bar.set_postfix(loss=f"{loss:.3f}", validation=f"{judged.accuracy:.1%}")
 
 # %% ../nbs/05_training.ipynb #ee671417
-def _random_state() -> dict: # JSON
+def _random_state(device:torch.device) -> dict: # JSON
     name, keys, *rest = np.random.get_state()
     version, numbers, gauss = random.getstate()
     return dict(torch=torch.get_rng_state().numpy().tobytes().hex(), numpy=[name, keys.tolist(), *rest], python=[version, list(numbers), gauss],
-                cuda=[state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [])
+                device=[device.type, getattr(torch, device.type).get_rng_state().cpu().numpy().tobytes().hex()] if device.type in ("cuda", "mps", "xpu") else [])
 
-def _set_random_state(state:dict):
+def _set_random_state(state:dict, device:torch.device):
     def tensor(text): return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
     torch.set_rng_state(tensor(state["torch"]))
     np.random.set_state(tuple(state["numpy"]))
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    if state["cuda"]: torch.cuda.set_rng_state_all([tensor(text) for text in state["cuda"]])
+    if state["device"][:1] == [device.type]: getattr(torch, device.type).set_rng_state(tensor(state["device"][1]))
 
 def _checksum(tensors:dict[str, torch.Tensor], about:str) -> str:
     sha256 = hashlib.sha256(about.encode())
@@ -468,19 +473,20 @@ class _Checkpoints:
         "What a run must have in common with a checkpoint to go on from it."
         frozen = [fingerprint(block) for block in blocks(run.model)[:run.shallowest]]
         parts = {part: hashlib.sha256((digest(examples.inputs) + digest(examples.labels)).encode()).hexdigest() for part, examples in (("training examples", run.task.train), ("validation examples", run.task.validation))}
+        parts["what learns"] = [name for name, parameter in run.model.named_parameters() if parameter.requires_grad]
         return json.loads(json.dumps(run.settings | parts | {"frozen prefix": hashlib.sha256("".join(frozen).encode()).hexdigest(), "processes": run.world,
-                                                             "tensors": {name: list(t.shape) for name, t in run.moving.items()}}))
+                                                             "tensors": {name: list(t.shape) for name, t in run.moving.items()}}, default=lambda number: number.item()))
 
     def save(self, run:_Run):
         "Everything, in one file, in one move."
-        randomness = gather_object([_random_state()])
+        randomness = gather_object([_random_state(run.accelerator.device)])
         if not run.main: return
         optimizer = run.optimizer
         tensors = {f"now.{name}": t for name, t in run.moving.items()} | {f"best.{name}": t for name, t in run.best.items()}
         for name, parameter in run.moving.items(): tensors |= {f"optimizer.{name}.{key}": t for key, t in optimizer.state.get(parameter, {}).items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = dict(identity=run.identity, epoch=run.epoch, batch=run.batch, step=run.step, total=run.total, seconds=time.perf_counter() - run.started, randomness=randomness,
-                     learning={name: p.requires_grad for name, p in run.model.named_parameters()}, scheduler=run.scheduler.last_epoch,
+                     scheduler=run.scheduler.last_epoch,
                      epochs_without_improvement=len(run.history.epochs) - run.history.best_epoch, best_score=run.best_score,
                      history={name: getattr(run.history, name) for name in ("epochs", "best_epoch", "stopped", "prefix")})
         about = json.dumps(about)
@@ -527,7 +533,7 @@ class _Checkpoints:
         run.spent, run.best_score = about["seconds"], tuple(about["best_score"])
         for name, value in about["history"].items(): setattr(run.history, name, value)
         run.history.prefix = ""
-        _set_random_state(about["randomness"][run.accelerator.process_index])
+        _set_random_state(about["randomness"][run.accelerator.process_index], run.accelerator.device)
 
 # %% ../nbs/05_training.ipynb #09331133
 def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in place

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as TF
 import finetune_nb
 from .data import open_image
 from .freezing import Block, blocks
+from .preflight import StoredImage, _upright_rgb
 
 # %% ../nbs/06_resnet.ipynb #730ea1f1
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Preprocessing:
     def __call__(self, image # a file, a PIL image, or `uint8[C, H, W]` with C = 1 or 3
                 )->torch.Tensor: # uint8[3, S, S]
         "Resize and cut one image."
-        if isinstance(image, (str, Path)): image = open_image(image)
-        if isinstance(image, Image.Image): image = image.convert("RGB")
+        if isinstance(image, (str, Path, StoredImage)): image = open_image(image)
+        elif isinstance(image, Image.Image): image = _upright_rgb(image)
         elif not (torch.is_tensor(image) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3)):
             raise ValueError(f"An image must be a file, a PIL image or a tensor uint8[C, H, W] with 1 or 3 channels, got {_described(image)}.")
         image = TF.resize(image, [self.resize_size], InterpolationMode(self.interpolation), antialias=True)

@@ -81,8 +81,8 @@ def _half(device:torch.device):
 # %% ../nbs/08b_explorer.ipynb #5730d8bf
 class _Steps:
     "An optimiser for what learns, and the steps it makes."
-    def __init__(self, model:nn.Module, learner:nn.Module, depth:int, steps:int, learning_rate_times:float, seed:int):
-        self.model, self.learner, self.seed, self.device, self.kept = model, learner, seed, next(model.parameters()).device, 0
+    def __init__(self, model:nn.Module, learner:nn.Module, classes:int, depth:int, steps:int, learning_rate_times:float, seed:int):
+        self.model, self.learner, self.classes, self.seed, self.device, self.kept = model, learner, classes, seed, next(model.parameters()).device, 0
         groups = parameter_groups(model, depth, *(rate * learning_rate_times for rate in _rates(model, depth)))
         self.learnt, self.optimizer = [p for group in groups for p in group["params"]], torch.optim.AdamW(groups, fused=True)
         self.scheduler = _schedule(self.optimizer, steps, warmup=0.1)
@@ -94,7 +94,9 @@ class _Steps:
         "Step number `step`, from 1."
         with torch.random.fork_rng(devices=[]), kept_for_backward(self.model.parameters()) if step == 1 else nullcontext() as kept:
             torch.manual_seed(self.seed * 100_003 + step) # for dropout
-            loss = F.cross_entropy(self.scores(batch), batch.labels.to(self.device))
+            if (scores := self.scores(batch)).shape[1] != self.classes:
+                raise ValueError(f"The model gives {scores.shape[1]} scores, and the task has {self.classes} classes: give a classifier with {self.classes}, or a backbone's name.")
+            loss = F.cross_entropy(scores, batch.labels.to(self.device))
         if kept: self.kept = sum(kept.values())
         value = loss.item()
         if not math.isfinite(value): raise FloatingPointError(f"The loss became {value} at step {step}: the learning rate is too large, try a tenth of it.")
@@ -180,7 +182,7 @@ class Trials:
             batches.cut, batches.states = cut, self._states[part][depth]
             if cut is None: batches.forget(progress=False)
         self._parts["train"].seed = seed
-        return _Steps(self.model, cut.suffix.train() if cut else self.model, depth, steps, learning_rate_times, seed)
+        return _Steps(self.model, cut.suffix.train() if cut else self.model, self.task.num_classes, depth, steps, learning_rate_times, seed)
 
     def _train_batches(self) -> Iterator[_Batch]: return chain.from_iterable(map(self._parts["train"].epoch, count(1)))
 
@@ -415,8 +417,9 @@ class FreezeExplorer(ipywidgets.VBox):
         labels = labels if labels_per_class is None else labels_per_class
         choices = sorted({*choices, labels})
         made = self._tasks[name](labels)
-        self._models[made.kind] = model
+        if model != "resnet18-fractal" or made.kind == "image": self._models[made.kind] = model # the default names an image backbone
         self._trials[name] = self._make(made)
+        self._trials[name].key = name, labels
         self._build(name, choices, labels, steps)
         self._draw()
 
@@ -518,7 +521,7 @@ class FreezeExplorer(ipywidgets.VBox):
     def _ready(self, wanted:_Wanted, stop:Event) -> Trials:
         "Trials of the wanted task, with the wanted number of labels."
         trials, key = self._trials.get(wanted.task), wanted[:2]
-        if trials is None or key != getattr(trials, "key", key):
+        if trials is None or key != trials.key:
             self._say(f"Reading {wanted.task} …")
             task = self._tasks[wanted.task](wanted.labels_per_class)
             if trials is None: trials = self._trials[wanted.task] = self._make(task)

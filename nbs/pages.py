@@ -22,6 +22,7 @@ settings = ConfigParser(delimiters=["="])
 settings.read(root/"settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 repository = settings["git_url"]
+most_lines = 30 # of a listing that is shown at once
 
 
 # What nbdev does to every notebook, besides its own
@@ -55,14 +56,23 @@ def titles(code):
 
 
 class figures(Processor):
-    "For who cannot see it, a figure is described by its title, or by the prose before it"
-    prose = ""
+    "For who cannot see it, a figure is described by its title, or by the heading that it stands under"
+    heading = ""
     def cell(self, cell):
         if cell.cell_type == "markdown":
-            plain = re.sub(r"<[^>]*>|[*_`>#]|\]\([^)]*\)|\[", "", cell.source).split("\n\n")
-            self.prose = next((" ".join(text.split()) for text in reversed(plain) if text.strip()), self.prose)
+            for words in re.findall(r"^#+ (.+)$", cell.source, re.M): self.heading = re.sub(r"[*_`]", "", words)
         elif any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) and "fig-alt:" not in cell.source:
-            cell.source = f"#| fig-alt: {json.dumps('Figure: ' + ('; '.join(titles(cell.source)) or self.prose), ensure_ascii=False)}\n{cell.source}"
+            cell.source = f"#| fig-alt: {json.dumps('Figure: ' + ('; '.join(titles(cell.source)) or self.heading), ensure_ascii=False)}\n{cell.source}"
+
+
+class folding(Processor):
+    "A long listing is folded, and says what is in it"
+    def cell(self, cell):
+        lines = cell.source.count("\n") + 1
+        if cell.cell_type != "code" or lines <= most_lines or "code-fold" in cell.source: return
+        names = re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", cell.source, re.M) or re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
+        said = f"The code of {', '.join(names)}" if names else "The code"
+        cell.source = f"#| code-fold: true\n#| code-summary: {json.dumps(f'{said}: {lines} lines')}\n{cell.source}"
 
 
 def run_line_of(name, run, up=""):

@@ -29,19 +29,23 @@ def from_root(text):
 
 
 def readme(path=nbs/"index.ipynb"):
-    "The text of README.md"
+    "The text of README.md, and its pictures by their names in nbs/"
     notebook = read_nb(path)
     ReadmeFilter()(notebook)
     heading = title(notebook)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw" and cell.get("source")]
     for cell in notebook.cells:
-        cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+        cell.source = "" if re.match(r"#\|\s*echo:\s*false", cell.source) else re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
     notebook.metadata["language_info"] = {"name": "python"}
     body, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), 4))
-    if resources["outputs"]: raise ValueError("index.ipynb draws a picture that README.md has no file for: save it in nbs/images/ and show that")
-    lines = [line.rstrip() for line in from_root(heading + "\n" + body).splitlines()]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+    pictures = {f"images/index_{number}.png": picture for number, picture in enumerate(resources["outputs"].values(), 1)}
+    for drawn, name in zip(resources["outputs"], pictures): body = body.replace(f"![png]({drawn})", f"![A figure that a cell of index.ipynb draws]({name})")
+    lines = [line.rstrip() for line in from_root(heading + "\n" + body.replace("```python\n```", "").replace("```python\n\n```", "")).splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n", pictures
 
 
 if __name__ == "__main__":
-    (nbs.parent/"README.md").write_text(readme(), encoding="utf-8", newline="\n")
+    text, pictures = readme()
+    (nbs.parent/"README.md").write_text(text, encoding="utf-8", newline="\n")
+    (nbs/"images").mkdir(exist_ok=True)
+    for name, picture in pictures.items(): (nbs/name).write_bytes(picture)

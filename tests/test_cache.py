@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, D
 from finetune_nb import blocks, cache, evaluate, fit, freeze, text, vision
 from finetune_nb.cache import Cut, run_prefix
 from finetune_nb.data import Examples, Task
-from finetune_nb.freezing import fingerprint
+from finetune_nb.freezing import Block, fingerprint
 
 small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32) # with dropout, as they come
 families = {
@@ -345,3 +345,60 @@ def test_ctrl_c_while_the_prefix_runs_leaves_a_history(noise, monkeypatch):
     monkeypatch.setattr("finetune_nb.training.run_prefix", interrupted)
     history = losses(residual(), noise, 3)
     assert history.stopped == "interrupted" and not history.epochs
+
+
+def test_cuts_between_a_convolution_and_its_norm_are_right_together_too(noise):
+    "A plain Sequential has a block for each layer; folded for the deepest cut, a shallower one would have the norm twice"
+    torch.manual_seed(0)
+    layers = [part for channels in ((3, 6), (6, 6)) for part in (nn.Conv2d(*channels, 3), nn.BatchNorm2d(6), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 36 * 36, 2)).eval()
+    for norm in (model[1], model[4]): norm.running_mean.fill_(-0.5); norm.running_var.fill_(0.1)
+    images = noise.train.inputs.float() / 255
+    few = images[:2]
+    cuts = [Cut(model, depth, few) for depth in range(1, len(blocks(model)))]
+    for cut, states in zip(cuts, run_prefix(cuts, images, progress=False)):
+        exact = cut.states(images)[0]
+        assert (states.of(torch.arange(len(images))) - exact).abs().max() < 0.05 * exact.abs().max(), cut.depth
+
+
+def test_states_of_another_forward_are_not_found(noise, tmp_path):
+    "What a network's own code does, and what an augmentation is, no weight tells"
+    class Own(nn.Module):
+        bend = staticmethod(torch.relu)
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        def forward(self, x): return self.head(self.middle(self.bend(self.stem(x))))
+        def blocks(self): return [Block(name, [getattr(self, name)]) for name in ("stem", "middle", "head")]
+    points, model = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), Own()
+    def where(**how):
+        (states,) = run_prefix(Cut(model, 2, points[:2]), points, folder=tmp_path, progress=False, **how)
+        return states.where
+    assert where().startswith("in ") and where().startswith("found in ")
+    Own.bend = staticmethod(torch.tanh)
+    assert where().startswith("in ") and where().startswith("found in ")
+    class Change(nn.Module):
+        def __init__(self, by): super().__init__(); self.by = by
+        def forward(self, x): return x * self.by
+    for by, expected in ((2, "in "), (2, "found in "), (-1, "in ")):
+        model.augment = Change(by)
+        assert where(views=2).startswith(expected)
+
+
+def test_a_shortcut_from_the_input_is_cut_and_trained():
+    "What learns looks at the image once more, beside the states"
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.body, self.head = nn.Linear(6, 6), nn.Linear(12, 8), nn.Linear(8, 2)
+        def forward(self, x): return self.head(self.body(torch.cat([self.stem(x).relu(), x], 1)).relu())
+        def blocks(self): return [Block(name, [getattr(self, name)]) for name in ("stem", "body", "head")]
+    points = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    task = same(Examples(points, (points[:, 0] > 0).long()), ["a", "b"], "points")
+    def losses(**how):
+        torch.manual_seed(0)
+        freeze(model := Shortcut(), 1)
+        return fit(model, task, 3, progress=False, **how)
+    kept = losses(precision="fp32")
+    assert "run once for 40 examples" in kept.prefix and kept.train_loss == pytest.approx(losses(cache=False).train_loss, abs=1e-6)

@@ -209,3 +209,9 @@ def test_an_interrupted_command_has_no_result(monkeypatch, capsys):
     monkeypatch.setattr(depth, "sweep", interrupted)
     assert main(monkeypatch, "image", "--json") == 130
     assert "no result" in capsys.readouterr().err
+
+
+def test_a_sweep_that_ended_can_be_saved_whatever_it_was_told():
+    rows = [dict(depth=depth, block=str(depth), seed=0, accuracy=0.5, macro_f1=0.5, validation_accuracy=0.5, seconds=1.0, trainable_parameters=1, peak_memory=1, epochs=2, curve=[], rungs=[dict(epochs=2, validation_accuracy=0.5, right="01")]) for depth in (0, 1)]
+    told = Sweep("digits", "small", "all", ["stem", "head"], [1, 1], rows, budget=2, settings=dict(clip=float("inf")))
+    assert Sweep.from_json(told.to_json()).settings == dict(clip="inf")

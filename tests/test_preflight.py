@@ -188,6 +188,10 @@ def test_links_are_followed_inside_only(tmp_path):
     report = checked(folder)
     assert report.ok and found(report)["link that leaves the folder"] == ("skips", {"cat/outside.jpg": "it is a file somewhere else, and is not followed"})
     assert "cat/inside.jpg" in found(report)["copy"][1] or "cat/0.jpg" in found(report)["copy"][1]
+    (folder/"dog"/"more").symlink_to(folder/"cat", target_is_directory=True)
+    assert found(checked(folder))["link to a folder"] == ("stops", {"dog/more": "it is not followed: copy the folder here"})
+    assert [lost.place for lost in preflight.inputs_in(folder, "image") if isinstance(lost, preflight.Unreadable)] == [str(folder/"dog"/"more"), str(folder/"cat"/"outside.jpg")]
+    (folder/"dog"/"more").unlink()
     (folder/"bird").symlink_to(outside/"cat", target_is_directory=True)
     with pytest.raises(ValueError, match="bird: it is a folder somewhere else, and is not followed: copy it here"): data.image_folder(folder)
 
@@ -331,6 +335,33 @@ def test_a_table_that_is_no_text_or_not_closed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a table from line .*: most often a quotation mark"): preflight.check(moods(tmp_path/"open.csv", ['"and so,good']))
     (tmp_path/"empty.csv").touch()
     with pytest.raises(ValueError, match="empty.csv has no rows that can be read below its columns"): preflight.check(tmp_path/"empty.csv")
+
+
+def test_the_line_of_an_open_quotation_mark_is_named_and_long_texts_are_read(tmp_path):
+    rows = [f"a day number {i},good" for i in range(4)] + ['"and so,good'] + ["a night,bad"] * 900
+    with pytest.raises(ValueError, match="cannot be read as a table from line 6 on"): preflight.check(moods(tmp_path/"open.csv", rows, count=0))
+    book = "it was a long day and a good one " * 5000
+    assert book.strip() in [words.strip() for words in checked(moods(tmp_path/"book.csv", [f"{book},good"])).inputs]
+
+
+def test_a_row_of_no_part_is_skipped_and_the_parts_are_kept(tmp_path):
+    rows = [f"{label} number {i} of {part},{label},{part}" for part in ("train", "validation", "test") for i in range(20) for label in ("good", "bad")]
+    report = checked(moods(tmp_path/"parts.csv", [*rows, "one more,good,unlabelled"], count=0, header="text,label,split"))
+    assert set(report.parts) == {"train", "validation", "test"} and report.ok
+    assert found(report)["row of no part"] == ("skips", {"parts.csv, line 122": "its split is 'unlabelled', and not train, validation or test"})
+
+
+def test_damaged_exif_costs_no_picture(tmp_path):
+    folder = pets(tmp_path/"pets")
+    picture().save(folder/"cat"/"odd.jpg", dpi=(72, 72), exif=b"Exif\0\0garbagegarbage")
+    assert checked(folder).ok and preflight.open_image(folder/"cat"/"odd.jpg").size == (96, 72)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other file systems refuse such a name")
+def test_a_class_whose_name_is_no_text_stops(tmp_path):
+    folder = pets(tmp_path/"pets")
+    os.rename(os.fsencode(folder/"cat"), os.fsencode(folder) + b"/caf\xe9")
+    assert found(checked(folder))["folder name that is no text"][0] == "stops"
 
 
 def test_copies_among_texts(tmp_path):

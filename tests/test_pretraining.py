@@ -133,3 +133,8 @@ def test_the_recorded_recipe_begins_as_recorded(tmp_path):
     run = pretrain(Recipe(**shipped["recipe"]), tmp_path, steps=50, device="cpu", progress=False)
     worst = max(abs(a - b) for a, b in zip(run.loss, shipped["curve"]["first_steps"], strict=True))
     assert worst < 1e-3, f"they differ by {worst:.5f}"
+
+
+def test_a_rise_of_one_step(tmp_path):
+    "torch's schedule would divide by nothing"
+    assert pretrain(Recipe(classes=2, images=20, batch_size=2, image_size=32, points=256, warmup=0.1), tmp_path, steps=2, progress=False).step == 2

@@ -29,8 +29,50 @@ def test_notebook_shows_what_its_cells_print(notebook):
     assert not found, f"{notebook}: {'; '.join(found)}: type `make lessons NOTEBOOKS={notebook}`"
 
 
+def form_problems(name, next_name):
+    "What a lesson of the book lacks, one sentence each"
+    page, file, found = nbformat.read(root/name, 4), root/name, []
+    def says(condition, sentence): found.extend([] if condition else [sentence])
+    words = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    opening, exercises = page.cells[0].source, words.partition("\n## Exercises\n")[2]
+    says(re.match(r"# .+\n+> .+[.?!]\n", opening), "it does not open with `# a title` and `> a sentence`")
+    says("**You will learn**" in opening and len(re.findall("^- ", opening, flags=re.M)) == 3, "it does not say in three points what you will learn")
+    says("**Needs**" in opening and (takes := re.search(r"\*\*Takes\*\* about (\d+) s", opening)), "it does not say what it needs, and how many seconds it takes")
+    if takes: says(page.metadata["run"]["seconds"] <= 1.25 * int(takes[1]), f"it says {takes[1]} s, and took {page.metadata['run']['seconds']}")
+    says(re.search(r"^#+ .*Pitfall", words, flags=re.M) or "pitfalls" in name, "it has no pitfall")
+    says("<details" in words, "it has no question with a folded answer")
+    says(any("image/png" in output.get("data", {}) or "<svg" in output.get("data", {}).get("text/html", "") for cell in page.cells for output in cell.get("outputs", [])), "it has no picture")
+    says(len(re.findall("^- ", words.partition("\n## Recap\n")[2].partition("\n## ")[0], flags=re.M)) == 3, "it does not end in a recap of three points")
+    solutions = file.parent/"solutions"/file.name
+    solved = re.findall(r"^## (\d+)", "\n".join(cell.source for cell in nbformat.read(solutions, 4).cells if cell.cell_type == "markdown"), flags=re.M) if solutions.exists() else []
+    asked = re.findall(r"^(\d+)\. ", exercises, flags=re.M)
+    says(3 <= len(asked) <= 5 and asked == solved, f"it has exercises {', '.join(asked)}, and solutions to {', '.join(solved)}")
+    says(f"](solutions/{file.name})" in exercises, "it does not lead to the solutions")
+    says(re.search(rf"\*\*Next:\*\* \[[^]]+\]\({re.escape(next_name)}\)", exercises), f"it does not lead to {next_name} at its end")
+    return found
+
+
+order = [href for href in re.findall(r"^ +- (\d\w+\.ipynb)$", (root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"), flags=re.M)]
+book = list(zip(order, order[1:]))[:order.index("20_command_line.ipynb")] # those before it are lessons
+
+
+@pytest.mark.parametrize("name, next_name", book)
+def test_a_lesson_has_all_its_parts(name, next_name):
+    found = form_problems(f"nbs/{name}", next_name)
+    assert not found, f"nbs/{name}: {'; '.join(found)}"
+
+
 def test_readme_is_the_index():
-    assert (root/"README.md").read_text(encoding="utf-8") == load(root/"nbs"/"readme.py").readme(), "type `make export`"
+    text, pictures = load(root/"nbs"/"readme.py").readme()
+    assert (root/"README.md").read_text(encoding="utf-8") == text, "type `make export`"
+    assert {f"images/{file.name}": file.read_bytes() for file in (root/"nbs"/"images").iterdir()} == pictures, "type `make export`"
+
+
+def test_readme_knows_how_long_the_lessons_take():
+    rows = re.findall(r"^\| \[.+?\]\((nbs/\w+\.ipynb)\) \| .+? \| (\d+) s \|", (root/"README.md").read_text(encoding="utf-8"), flags=re.M)
+    assert [name for name, _ in rows] == [name for name in notebooks if "solutions" not in name and "index" not in name]
+    took = [(name, f"{nbformat.read(root/name, 4).metadata['run']['seconds']:.0f}") for name, _ in rows]
+    assert rows == took, "type `make lessons NOTEBOOKS=nbs/index.ipynb` and `make export`"
 
 
 def test_the_lines_in_the_readme_run(monkeypatch):

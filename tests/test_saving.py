@@ -1,5 +1,6 @@
 """A saved model: what other tools make of it, what it refuses, and what happens to the folder when things go wrong."""
-import json, os, re, shutil, subprocess, sys
+import importlib.util, json, os, re, shutil, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch, torchvision, yaml
 from PIL import Image
@@ -9,6 +10,7 @@ import finetune_nb
 from finetune_nb import data, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.preflight import inputs_in
+from finetune_nb.training import Evaluation
 
 small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 families = {"bert": lambda: BertModel(BertConfig(**small)), "roberta": lambda: RobertaModel(RobertaConfig(**small, pad_token_id=0))}
@@ -239,6 +241,27 @@ def test_overwriting_replaces_a_model_and_nothing_else(saved_image, pets, tmp_pa
     with saving.reserved(folder, overwrite=True): trained(vision.classifier("resnet18-fractal", 3, image_size=32, seed=5), pets, folder, 5)
     assert (folder/"notes.txt").read_text() == "mine" and not (folder/"config.json").exists() and (folder/"model.safetensors").read_bytes() != before and not (folder/".lock").exists()
     assert finetune_nb.load(folder).predict(pets.test.inputs).shape == (len(pets.test), 3)
+
+
+def test_files_of_somebody_are_never_replaced(saved_image, pets, tmp_path):
+    "A project's README.md is called like a part of a model"
+    (tmp_path/"README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds README.md, and no model of finetune_nb: nothing is overwritten"):
+        with saving.reserved(tmp_path, overwrite=True): pass
+    with pytest.raises(FileExistsError, match="holds README.md"): trained(vision.classifier("resnet18-fractal", 3, image_size=32), pets, tmp_path, 5)
+    (tmp_path/"theirs.onnx").write_text("mine")
+    if importlib.util.find_spec("onnxruntime"):
+        with pytest.raises(FileExistsError, match="theirs.onnx' is there already"): saving.export_onnx(saved_image[0], tmp_path/"theirs.onnx")
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"README.md": "mine", "theirs.onnx": "mine"}
+
+
+def test_a_name_that_is_no_text_and_many_classes_cost_no_model(pets, tmp_path):
+    "Card and figure are made all the same"
+    odd = replace(pets, made=pets.made | dict(skipped=[(os.fsdecode(b"caf\xe9.jpg"), "12 bytes are missing")]))
+    trained(vision.classifier("resnet18-fractal", 3, image_size=32), odd, tmp_path/"odd", 5)
+    assert r"caf\udce9.jpg" in (tmp_path/"odd"/"README.md").read_text(encoding="utf-8")
+    many = Evaluation(np.full((1000, 1000), -6.9), np.arange(1000), 6.9)
+    assert max(many.plot(list(map(str, range(1000)))).get_size_inches()) < 40
 
 
 def test_a_failed_save_leaves_the_old_model(saved_image, pets, tmp_path, monkeypatch):

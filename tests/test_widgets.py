@@ -77,6 +77,20 @@ def test_fewer_labels_reuse_the_states_of_the_test_examples(explorer):
     assert set(trials._kept) >= set(before) and len(trials.task.train) == 40
 
 
+def test_the_labels_that_are_shown_are_those_it_learns_from():
+    "Changed before anything has run"
+    from finetune_nb import data, vision
+    from finetune_nb.widgets import FreezeExplorer
+    task = data.digits(labels_per_class=4, validation_per_class=1, test_per_class=2)
+    early = FreezeExplorer(vision.classifier("resnet18-fractal", 10, image_size=32), task, steps=20)
+    with early._quietly(): early.labels_per_class.options, early.labels_per_class.value = [2, 4], 2
+    early.run(5)
+    assert len(early._trials["digits"].task.train) == 20
+    two = FreezeExplorer(vision.classifier("resnet18-fractal", 2, image_size=32), task, steps=20)
+    with pytest.raises(ValueError, match="gives 2 scores, and the task has 10 classes"): two.run(5)
+    assert "⚠" in two.status.value
+
+
 def test_another_kind_of_task_brings_its_own_network(explorer):
     "And what is missing is said in words"
     explorer._tasks["topics"] = lambda labels: (_ for _ in ()).throw(ValueError("topics need <more> libraries"))
@@ -261,4 +275,18 @@ def test_the_lesson_in_jupyterlab(lab, browser, tmp_path):
     live.says("Depth 5:", "test examples right")
     assert live.whole.locator(".point:not(.saved)").count() == 4, "the depths that ended, and none that was given up"
     assert not foreign, foreign
+    page.close()
+
+
+def test_every_lesson_is_a_click_from_the_index(lab, browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 1100})
+    page.set_default_timeout(60_000)
+    page.goto(f"{lab}lab/tree/index.ipynb?token=secret")
+    names = [path.name for path in lessons.notebooks() if path.parent.name == "nbs" and path.name != "index.ipynb"]
+    for name in names:
+        page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab", has_text="index.ipynb").click()
+        page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output td:first-child a[href*='/{name}']").click()
+        page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab.lm-mod-current", has_text=name).wait_for()
+        page.wait_for_function("jupyterapp.shell.currentWidget.context?.model?.cells?.length > 5") # it is there, and no empty tab
+    page.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
     page.close()
