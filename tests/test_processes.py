@@ -1,7 +1,10 @@
 """The same script in one process and in two real ones: the same losses, each example once, one checkpoint, one progress bar."""
 import json, os, socket, subprocess, sys
-import numpy as np, pytest
+import numpy as np, pytest, torch
+from torch import nn
 from conftest import root
+from finetune_nb.data import Examples
+from finetune_nb.training import _Batches
 
 script = '''
 import json, sys
@@ -93,3 +96,12 @@ def test_torchrun_without_a_cache(tmp_path, quiet, one):
     for rank in ranks:
         np.testing.assert_allclose(rank["losses"][:4], one[0][0]["losses"][:4], rtol=1e-5)
         assert np.isfinite(rank["losses"]).all() and rank["losses"][5] != one[0][0]["losses"][5]
+
+
+@pytest.mark.parametrize("count, world, batch_size", [(200, 2, 66), (200, 4, 97), (7, 4, 3)])
+def test_each_example_is_judged_once(count, world, batch_size):
+    "Also where a process owns one example of a batch, or none"
+    examples = Examples(torch.arange(float(count))[:, None], torch.arange(count))
+    shares = [_Batches(nn.Identity(), examples, batch_size, rank=rank, world=world) for rank in range(world)]
+    for share in shares: assert sorted(p for batch in share.epoch() for p in batch.positions.tolist()) == list(range(len(share.labels)))
+    assert sorted(label for share in shares for batch in share.epoch() for label in batch.labels.tolist()) == list(range(count))
