@@ -281,7 +281,7 @@ def test_the_lesson_in_jupyterlab(lab, browser, tmp_path):
 def test_every_lesson_is_a_click_from_the_index(lab, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1100})
     page.set_default_timeout(60_000)
-    page.goto(f"{lab}lab/tree/index.ipynb?token=secret")
+    page.goto(f"{lab}lab/workspaces/clicks/tree/index.ipynb?token=secret") # tabs are remembered, and are nobody else's here
     names = [path.name for path in lessons.notebooks() if path.parent.name == "nbs" and path.name != "index.ipynb"]
     for name in names:
         page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab", has_text="index.ipynb").click()
