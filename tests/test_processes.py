@@ -39,6 +39,7 @@ history = fit(model, task, epochs=6, batch_size=8, unfreeze_at={3: 1, 5: 0} if "
 rank = training.Accelerator(cpu=True).process_index
 (out/f"rank{rank}.json").write_text(json.dumps(dict(losses=history.train_loss, validation=[[e["validation_loss"], e["validation_accuracy"]] for e in history.epochs], seen=seen,
                                                     prefix=history.prefix, accuracy=evaluate(model, task.test).accuracy, weights=[p.double().sum().item() for p in model.parameters()])))
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group() # or a thread of it may outlive Python, and abort
 '''
 
 
@@ -72,7 +73,7 @@ def one(tmp_path_factory, quiet): return run("one", tmp_path_factory.mktemp("one
 
 
 def test_two_processes_do_as_one_does(tmp_path, quiet, one):
-    ((alone,), _), (ranks, said) = one, run("accelerate", tmp_path, quiet, "checkpoint")
+    ((alone,), said_alone), (ranks, said) = one, run("accelerate", tmp_path, quiet, "checkpoint")
     for rank in ranks:
         np.testing.assert_allclose(rank["losses"], alone["losses"], rtol=1e-5)
         np.testing.assert_allclose(rank["validation"], alone["validation"], rtol=1e-5)
@@ -82,7 +83,7 @@ def test_two_processes_do_as_one_does(tmp_path, quiet, one):
         owned = sorted(2 * p + rank for r in ranks for e, rank, positions in r["seen"] for p in positions if e == epoch)
         assert owned == list(range(61)), "no example is dropped or counted twice"
     assert "blocks run once for 48 examples" in ranks[0]["prefix"] and "blocks run once for 46 examples" in ranks[1]["prefix"], "each keeps its own share"
-    assert said.count("48 examples") == 2 and "46 examples" not in said and said.count("Training: 100%") <= 2, "told once, by one of them"
+    assert said.count("48 examples") == 2 and "46 examples" not in said and said.count("0/48 [00:00<?") == said_alone.count("0/48 [00:00<?"), "told once, by one of them"
     assert len(list((tmp_path/"checkpoints").glob("step-*"))) == 2 and not list((tmp_path/"checkpoints").glob("*.part"))
     newest = max((tmp_path/"checkpoints").glob("step-*")) # as if killed before the end
     newest.unlink()
