@@ -381,12 +381,12 @@ class _Pass:
 
     def _agree(self, rows:Sequence[torch.Tensor]) -> bool:
         "Does the first batch still give these states? What a network's own code does, or an augmentation, no file's name can tell."
-        positions, encoded = next(iter(self._prepared()))
+        positions, encoded = next(self._prepared())
         *more, deepest = self.cuts
         with evaluating(self.model), torch.no_grad():
-            batch = to_device(_collate(self.model)(encoded if self.views is None else _varied(self.model, encoded, 0, positions, self.seed)), self.device)
+            batch = self._batch(encoded, 0, positions)
             last, *others = deepest.states(batch, more)
-        now = [(x[batch["attention_mask"].bool()] if self._by_token(cut) else x).float().cpu() for cut, x in zip(self.cuts, [*others, last])]
+        now = [self._real(cut, x, batch).float().cpu() for cut, x in zip(self.cuts, [*others, last])]
         return all(x.shape[1:] == kept.shape[1:] and torch.allclose(kept[:len(x)].float(), x, rtol=0.05, atol=0.05 * x.abs().max().item()) for x, kept in zip(now, rows)) # bfloat16 rounds
 
     def _prepared(self) -> Iterator[tuple[list[int], list]]:
@@ -398,15 +398,23 @@ class _Pass:
             encoded = _encode(self.model, self.inputs[together[0][0]:together[-1][-1] + 1])
             for batch in together: yield batch, encoded[batch[0] - together[0][0]:batch[-1] + 1 - together[0][0]]
 
+    def _batch(self, encoded:list, view:int, positions:list[int]):
+        "As the model is called with it."
+        return to_device(_collate(self.model)(encoded if self.views is None else _varied(self.model, encoded, view, positions, self.seed)), self.device)
+
+    def _real(self, cut:Cut, states:torch.Tensor, batch) -> torch.Tensor:
+        "Without the padding."
+        return states[batch["attention_mask"].bool()] if self._by_token(cut) else states
+
     def _computed(self, bar) -> list[States]:
-        started, collate, rows, done, network = time.perf_counter(), _collate(self.model), None, [0] * len(self.cuts), None
+        started, rows, done, network = time.perf_counter(), None, [0] * len(self.cuts), None
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         *more, deepest = self.cuts
         try:
             with evaluating(self.model), torch.no_grad():
                 for positions, encoded in self._prepared():
                     for view in range(self.views or 1):
-                        batch = to_device(collate(encoded if self.views is None else _varied(self.model, encoded, view, positions, self.seed)), self.device)
+                        batch = self._batch(encoded, view, positions)
                         if network is None: network = _fast(self.cuts, batch) if self.fast else self.model
                         with autocast: last, *others = deepest.states(batch, more, network)
                         states = [self._to_rows(cut, x, batch) for cut, x in zip(self.cuts, [*others, last])]
@@ -424,8 +432,8 @@ class _Pass:
         return [self._states(r, i, seconds, w) for i, (r, w) in enumerate(zip(rows, where))]
 
     def _to_rows(self, cut:Cut, states:torch.Tensor, batch) -> torch.Tensor:
-        "As they are kept: real tokens only."
-        if self._by_token(cut): states = states[batch["attention_mask"].bool()]
+        "As they are kept."
+        states = self._real(cut, states, batch)
         kept = states.to(self.kept_as).cpu()
         if self.kept_as == torch.float16 and not kept.isfinite().all() and states.isfinite().all(): raise _Overflow
         return kept

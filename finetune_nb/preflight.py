@@ -465,9 +465,9 @@ class _Examples:
 def _read_tables(tables:Sequence[_Table], text_column:str|None, label_column:str|None, name:str, notes:_Notes) -> _Examples:
     "The usable rows of one table, or of one for each part."
     found = _Examples()
+    def part_of(row, i): return _part_of.get(str(row[i]).strip().lower())
     for table in tables:
         text, label = _columns(table, text_column, label_column, name)
-        def part_of(row, i): return _part_of.get(str(row[i]).strip().lower())
         split = next((i for i, c in enumerate(table.columns) if c.lower() in _PART_NAMES and i not in (text, label)
                       and 2 * sum(part_of(row, i) is not None for row in table.rows) > len(table.rows)), None)
         for row, place in zip(table.rows, table.places):

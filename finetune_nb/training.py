@@ -84,8 +84,8 @@ class _Batches:
     def keep(self, cut:Cut, **how):
         "Run the frozen prefix once for each example, and go on from its states."
         (self.states,), self.cut = run_prefix(cut, self.examples.inputs, self.encoded, **how), cut
-        if cut.needs_inputs and self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, False)
-        elif not cut.needs_inputs and not isinstance(self.examples.inputs[0], str): self.encoded = None # images are large
+        if not isinstance(self.examples.inputs[0], str): # images are large
+            self.encoded = (self.encoded or encode(self.model, self.examples.inputs, False)) if cut.needs_inputs else None
 
     def forget(self, progress:bool):
         "Learn from the inputs themselves."
@@ -294,6 +294,10 @@ def _divergence(loss:float, step:int, epoch:int, inputs, learning_rates:dict) ->
         cause = f"the learning rate ({', '.join(f'{k} {v:g}' for k, v in learning_rates.items())}) is probably too large: try a tenth of it"
     return f"The loss became {loss} at step {step} (epoch {epoch}); {cause}. The model has its best weights so far."
 
+def _check_scores(scores:torch.Tensor, task:Task):
+    if scores.shape[1] != (classes := task.num_classes):
+        raise ValueError(f"The model gives {scores.shape[1]} scores, task {task.name!r} has {classes} classes: make the head with num_classes={classes}.")
+
 def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, unfreeze_at, cache, views, every, keep_last, **_):
     "Refuse what cannot be meant."
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("patience", patience, 1), ("learning_rate", learning_rate, 0),
@@ -406,12 +410,11 @@ class _Run:
         "The rest of an epoch."
         self.model.train()
         self.learner.train()
-        accelerator, optimizer, classes = self.accelerator, self.stepper, self.task.num_classes
+        accelerator, optimizer = self.accelerator, self.stepper
         for batch in self.train.epoch(self.epoch, self.batch):
             inputs, labels = to_device(batch.inputs, accelerator.device), batch.labels.to(accelerator.device)
             logits = _logits(self.learner, inputs)
-            if logits.shape[1] != classes:
-                raise ValueError(f"The model gives {logits.shape[1]} scores, task {self.task.name!r} has {classes} classes: make the head with num_classes={classes}.")
+            _check_scores(logits, self.task)
             if batch.weights is None: loss = F.cross_entropy(logits, labels)
             else: loss = (F.cross_entropy(logits, labels, reduction="none") * batch.weights.to(logits)).sum()
             value = loss.item() if self.world == 1 else accelerator.reduce(loss.detach(), "mean").item()

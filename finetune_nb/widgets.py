@@ -31,7 +31,7 @@ from .data import Task
 from .depth import Sweep, kept_for_backward
 from .freezing import _check_depth, _short, blocks, freeze
 from .gradient import _map_bounds, descend, gradient_at, plot_path
-from .training import Evaluation, _Batch, _Batches, _evaluate, _rates, _schedule, parameter_groups
+from .training import Evaluation, _Batch, _Batches, _check_scores, _evaluate, _rates, _schedule, parameter_groups
 
 # %% ../nbs/08b_explorer.ipynb #1f63dde3
 class Stopped(Exception): "The training was no longer wanted."
@@ -81,8 +81,8 @@ def _half(device:torch.device):
 # %% ../nbs/08b_explorer.ipynb #5730d8bf
 class _Steps:
     "An optimiser for what learns, and the steps it makes."
-    def __init__(self, model:nn.Module, learner:nn.Module, classes:int, depth:int, steps:int, learning_rate_times:float, seed:int):
-        self.model, self.learner, self.classes, self.seed, self.device, self.kept = model, learner, classes, seed, next(model.parameters()).device, 0
+    def __init__(self, model:nn.Module, learner:nn.Module, task:Task, depth:int, steps:int, learning_rate_times:float, seed:int):
+        self.model, self.learner, self.task, self.seed, self.device, self.kept = model, learner, task, seed, next(model.parameters()).device, 0
         groups = parameter_groups(model, depth, *(rate * learning_rate_times for rate in _rates(model, depth)))
         self.learnt, self.optimizer = [p for group in groups for p in group["params"]], torch.optim.AdamW(groups, fused=True)
         self.scheduler = _schedule(self.optimizer, steps, warmup=0.1)
@@ -94,8 +94,7 @@ class _Steps:
         "Step number `step`, from 1."
         with torch.random.fork_rng(devices=[]), kept_for_backward(self.model.parameters()) if step == 1 else nullcontext() as kept:
             torch.manual_seed(self.seed * 100_003 + step) # for dropout
-            if (scores := self.scores(batch)).shape[1] != self.classes:
-                raise ValueError(f"The model gives {scores.shape[1]} scores, and the task has {self.classes} classes: give a classifier with {self.classes}, or a backbone's name.")
+            _check_scores(scores := self.scores(batch), self.task)
             loss = F.cross_entropy(scores, batch.labels.to(self.device))
         if kept: self.kept = sum(kept.values())
         value = loss.item()
@@ -182,7 +181,7 @@ class Trials:
             batches.cut, batches.states = cut, self._states[part][depth]
             if cut is None: batches.forget(progress=False)
         self._parts["train"].seed = seed
-        return _Steps(self.model, cut.suffix.train() if cut else self.model, self.task.num_classes, depth, steps, learning_rate_times, seed)
+        return _Steps(self.model, cut.suffix.train() if cut else self.model, self.task, depth, steps, learning_rate_times, seed)
 
     def _train_batches(self) -> Iterator[_Batch]: return chain.from_iterable(map(self._parts["train"].epoch, count(1)))
 
@@ -400,7 +399,7 @@ class _Wanted(NamedTuple):
 class FreezeExplorer(ipywidgets.VBox):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
-                 model:str|nn.Module="resnet18-fractal", # a backbone's name, or a classifier, which is copied
+                 model:str|nn.Module|None=None, # a backbone's name, or a classifier, which is copied; None: "resnet18-fractal" for images, "minilm" for texts
                  task:str|Task="digits", # "digits", "topics", or a task of yours
                  labels_per_class:int|None=None, # training examples of each class at first; None: 20, or all of your task's
                  steps:int=60, # batches of 32 that a training learns from, at first
@@ -417,7 +416,7 @@ class FreezeExplorer(ipywidgets.VBox):
         labels = labels if labels_per_class is None else labels_per_class
         choices = sorted({*choices, labels})
         made = self._tasks[name](labels)
-        if model != "resnet18-fractal" or made.kind == "image": self._models[made.kind] = model # the default names an image backbone
+        if model is not None: self._models[made.kind] = model
         self._trials[name] = self._make(made)
         self._trials[name].key = name, labels
         self._build(name, choices, labels, steps)

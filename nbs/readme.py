@@ -35,12 +35,15 @@ def readme(path=nbs/"index.ipynb"):
     heading = title(notebook)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw" and cell.get("source")]
     for cell in notebook.cells:
-        cell.source = "" if re.match(r"#\|\s*echo:\s*false", cell.source) else re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+        if re.match(r"#\|\s*echo:\s*false", cell.source): cell.metadata["transient"] = {"remove_source": True} # which nbconvert understands
+        cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
     notebook.metadata["language_info"] = {"name": "python"}
     body, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), 4))
     pictures = {f"images/index_{number}.png": picture for number, picture in enumerate(resources["outputs"].values(), 1)}
-    for drawn, name in zip(resources["outputs"], pictures): body = body.replace(f"![png]({drawn})", f"![A figure that a cell of index.ipynb draws]({name})")
-    lines = [line.rstrip() for line in from_root(heading + "\n" + body.replace("```python\n```", "").replace("```python\n\n```", "")).splitlines()]
+    for drawn, name in zip(resources["outputs"], pictures):
+        before = body[:body.index(f"![png]({drawn})")]
+        body = body.replace(f"![png]({drawn})", f"![{re.findall(r'^#+ (.+)$', before, re.M)[-1]}]({name})") # who cannot see it hears the heading
+    lines = [line.rstrip() for line in from_root(heading + "\n" + body).splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n", pictures
 
 

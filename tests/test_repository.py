@@ -37,7 +37,8 @@ def form_problems(name, next_name):
     opening, exercises = page.cells[0].source, words.partition("\n## Exercises\n")[2]
     says(re.match(r"# .+\n+> .+[.?!]\n", opening), "it does not open with `# a title` and `> a sentence`")
     says("**You will learn**" in opening and len(re.findall("^- ", opening, flags=re.M)) == 3, "it does not say in three points what you will learn")
-    says("**Needs**" in opening and (takes := re.search(r"\*\*Takes\*\* about (\d+) s", opening)), "it does not say what it needs, and how many seconds it takes")
+    takes = re.search(r"\*\*Needs\*\* .+\*\*Takes\*\* about (\d+) s", opening, flags=re.S)
+    says(takes, "it does not say what it needs, and how many seconds it takes")
     if takes: says(page.metadata["run"]["seconds"] <= 1.25 * int(takes[1]), f"it says {takes[1]} s, and took {page.metadata['run']['seconds']}")
     says(re.search(r"^#+ .*Pitfall", words, flags=re.M) or "pitfalls" in name, "it has no pitfall")
     says("<details" in words, "it has no question with a folded answer")
@@ -60,6 +61,10 @@ book = list(zip(order, order[1:]))[:order.index("20_command_line.ipynb")] # thos
 def test_a_lesson_has_all_its_parts(name, next_name):
     found = form_problems(f"nbs/{name}", next_name)
     assert not found, f"nbs/{name}: {'; '.join(found)}"
+
+
+def test_a_page_without_these_parts_is_noticed():
+    assert len(form_problems("nbs/index.ipynb", "01_transfer_learning.ipynb")) > 6
 
 
 def test_readme_is_the_index():

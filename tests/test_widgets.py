@@ -87,7 +87,7 @@ def test_the_labels_that_are_shown_are_those_it_learns_from():
     early.run(5)
     assert len(early._trials["digits"].task.train) == 20
     two = FreezeExplorer(vision.classifier("resnet18-fractal", 2, image_size=32), task, steps=20)
-    with pytest.raises(ValueError, match="gives 2 scores, and the task has 10 classes"): two.run(5)
+    with pytest.raises(ValueError, match="gives 2 scores, task 'digits' has 10 classes"): two.run(5)
     assert "⚠" in two.status.value
 
 
