@@ -66,12 +66,12 @@ class figures(Processor):
 
 
 class folding(Processor):
-    "A long listing is folded, and says what is in it"
+    "A long listing is folded, and says what is in it; so is what ran once and was saved"
     def cell(self, cell):
-        lines = cell.source.count("\n") + 1
-        if cell.cell_type != "code" or lines <= most_lines or "code-fold" in cell.source: return
+        lines, slow = cell.source.count("\n") + 1, "slow" in (getattr(cell, "directives_", None) or {})
+        if cell.cell_type != "code" or lines <= (5 if slow else most_lines): return
         names = re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", cell.source, re.M) or re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)
-        said = f"The code of {', '.join(names)}" if names else "The code"
+        said = "The code that ran once" if slow else f"The code of {', '.join(names)}" if names else "The code"
         cell.source = f"#| code-fold: true\n#| code-summary: {json.dumps(f'{said}: {lines} lines')}\n{cell.source}"
 
 
