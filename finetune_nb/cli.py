@@ -43,7 +43,7 @@ def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], out:Option
     if not history.epochs:
         _say("Interrupted before the first epoch was done: nothing was learnt, so there is no result.")
         raise typer.Exit(130)
-    evaluation = evaluate(model, task.test)
+    evaluation = evaluate(model, task.test, precision=settings.get("precision", "auto"))
     _say(history)
     return dict(task=task.name, backbone=backbone, freeze_depth=freeze_depth, blocks=[b.name for b in blocks(model)],
                 trainable_parameters=summary.trainable_parameters, total_parameters=summary.total_parameters,
@@ -93,7 +93,7 @@ _TextColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
 _LabelColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
 _Cache = _option(bool, "Run frozen blocks once for each example, not in every epoch.", "--cache/--no-cache")
 _CacheFolder = _option(Optional[Path], "Keep what comes out of them here for later runs.")
-_Precision = _option(str, "Of the frozen blocks: `fp32` is exact, `auto` may round a little to be fast.")
+_Precision = _option(str, "`fp32` is exact; `auto` rounds a little to be fast, where the processor multiplies in bfloat16.")
 _Checkpoint = _option(Optional[Path], "A folder for checkpoints, one every 100 steps.")
 _Resume = _option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.", "--resume")
 _Json = _option(bool, "Print the result as one line of JSON, the last of standard output.", "--json")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .cache import CannotCut, Cut, _collate, _encode, _logits, encode, run_prefix, to_device
+from .cache import CannotCut, Cut, _collate, _encode, _logits, autocast, encode, run_prefix, to_device
 from .data import Task
 from .freezing import Block, FreezeSummary, _set_frozen, _summary, blocks, fingerprint, freeze
 from .gradient import COLOURS, Picture
@@ -48,7 +48,7 @@ def one_by_one(make_model:Callable[[int], nn.Module], # a classifier with the he
         model = make_model(seed)
         freeze(model, depth)
         if fit(model, task, epochs or default_epochs(task), seed=seed, progress=False, **settings).stopped == "interrupted": raise KeyboardInterrupt
-        accuracies[depth].append(evaluate(model, task.test).accuracy)
+        accuracies[depth].append(evaluate(model, task.test, precision=settings.get("precision", "auto")).accuracy)
     return time.perf_counter() - started, accuracies
 
 # %% ../nbs/08_freeze_depth.ipynb #c36d011a
@@ -122,13 +122,13 @@ class _Runs:
         if cut := self.cuts.get(depth):
             with torch.no_grad(): states, = cut.states(batch)
             learner, batch = cut.suffix.train(), (states, batch) if cut.needs_inputs else (states,)
-        return training_memory(learner, batch, list(self.tensors.values()))
+        with autocast(learner, self.precision): return training_memory(learner, batch, list(self.tensors.values()))
 
     def judge(self, depth:int, examples) -> Evaluation:
-        if depth not in self.cuts: return evaluate(self.model, examples)
+        if depth not in self.cuts: return evaluate(self.model, examples, precision=self.precision)
         batches = _Batches(self.model, examples, None, encode_now=False)
         batches.keep(self.cuts[depth], precision=self.precision, folder=self.folder, progress=False)
-        return _evaluate(self.cuts[depth].suffix, batches)
+        return _evaluate(self.cuts[depth].suffix, batches, self.precision)
 
     def _file(self, depth:int, seed:int) -> Path: return self.work/f"{depth}-{seed}.safetensors"
 
@@ -368,7 +368,7 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
           strategy:str="halving", # a short budget for every depth, and the promising go on; "all": each in full
           epochs:int|None=None, # of a run in full; None: 5 to 20, the fewer examples the more
           noise:float=0.5, # standard errors within which two depths count as equally good
-          precision:str="auto", # of the frozen prefixes. "fp32": exact. "auto": folded, in bf16 where the processor has it
+          precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it; the frozen prefixes folded
           cache:str|Path|None=None, # keep states of the prefixes here for later runs; None: for this sweep only
           name:str|None=None, # of the model, in the result; None: its class
           progress:bool=True, # progress bars

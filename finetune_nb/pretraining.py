@@ -413,7 +413,7 @@ def features(model:nn.Module, # any classifier
     head = [m for module in blocks(model)[-1].modules for m in module.modules() if isinstance(m, nn.Linear)]
     if not head: raise ValueError(f"The head of this {type(model).__name__} has no linear layer, so its features are unknown: give a classifier.")
     batches, seen = _Batches(model, examples, batch_size), []
-    with head[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())): _predict(model, batches)
+    with head[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu())): _predict(model, batches, "fp32")
     return torch.cat(seen)[torch.tensor(sum(batches.order(0), [])).argsort()].numpy()
 
 def logme(features:np.ndarray, # float[N, D], what a frozen backbone makes of N training examples

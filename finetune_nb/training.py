@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, _varied, digest, encode, evaluating, fast_batch, run_prefix, to_device
+from .cache import CannotCut, Cut, States, _collate, _encode, _fast, _logits, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -167,34 +167,40 @@ class Evaluation:
         return figure
 
 @torch.no_grad()
-def _predict(model:nn.Module, batches:_Batches) -> np.ndarray: # of whatever `batches` holds: inputs for a model, states for a suffix
+def _predict(model:nn.Module, batches:_Batches, precision:str) -> np.ndarray: # of whatever `batches` holds: inputs for a model, states for a suffix
     "`float[N, C]` log-probabilities, in the order of the examples."
-    outputs, positions, device = [], [], next(model.parameters()).device
+    outputs, positions, device, network = [], [], next(model.parameters()).device, model
     with evaluating(model):
-        for batch in batches.epoch():
-            outputs.append(F.log_softmax(_logits(model, to_device(batch.inputs, device)).float(), dim=1).cpu())
-            positions.append(batch.positions)
+        if precision == "auto" and batches.states is None and len(batches.labels) > 32: # fewer would not pay for it
+            few = to_device(batches.collate(batches.encoded[:2]), device)
+            network = _fast(model, [model], lambda network: [_logits(network, few)])
+        with autocast(model, precision):
+            for batch in batches.epoch():
+                outputs.append(F.log_softmax(_logits(network, to_device(batch.inputs, device)).float(), dim=1).cpu())
+                positions.append(batch.positions)
     return torch.cat(outputs)[torch.cat(positions).argsort()].numpy()
 
-def _evaluate(model:nn.Module, batches:_Batches) -> Evaluation:
-    logs, labels = _predict(model, batches), batches.labels.numpy()
+def _evaluate(model:nn.Module, batches:_Batches, precision:str) -> Evaluation:
+    logs, labels = _predict(model, batches, precision), batches.labels.numpy()
     return Evaluation(np.exp(logs), labels, -logs[np.arange(len(labels)), labels].mean().item())
 
 def evaluate(model:nn.Module, # any classifier
              examples:Examples, # what to judge it on, usually `task.test`
              batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
+             precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it
             )->Evaluation: # loss, accuracy, macro F1, confusion matrix, probabilities
     "Judge a model on examples, in evaluation mode; its own mode is put back."
-    return _evaluate(model, _Batches(model, examples, batch_size))
+    return _evaluate(model, _Batches(model, examples, batch_size), precision)
 
 def predict(model:nn.Module, # any classifier
             inputs:Sequence, # texts, or images `uint8[N, C, H, W]`
             batch_size:int|None=None, # examples in a batch; changes the speed only; None: what is fast
+            precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it
            )->np.ndarray: # float[N, C], the probability of each class
     "The probability of each class for inputs without labels."
     if isinstance(inputs, str): raise ValueError(f"predict takes a list of inputs, got one text: write predict(model, [{inputs[:20]!r}]).")
     if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
-    return np.exp(_predict(model, _Batches(model, Examples(inputs, [0] * len(inputs)), batch_size)))
+    return np.exp(_predict(model, _Batches(model, Examples(inputs, [0] * len(inputs)), batch_size), precision))
 
 # %% ../nbs/05_training.ipynb #c92f418e
 def parameter_groups(model:nn.Module, # any supported model
@@ -298,8 +304,9 @@ def _check_scores(scores:torch.Tensor, task:Task):
     if scores.shape[1] != (classes := task.num_classes):
         raise ValueError(f"The model gives {scores.shape[1]} scores, task {task.name!r} has {classes} classes: make the head with num_classes={classes}.")
 
-def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, unfreeze_at, cache, views, every, keep_last, **_):
+def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, unfreeze_at, cache, precision, views, every, keep_last, **_):
     "Refuse what cannot be meant."
+    autocast(model, precision)
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("patience", patience, 1), ("learning_rate", learning_rate, 0),
                                ("head_learning_rate", head_learning_rate, 0), ("every", every, 1), ("keep_last", keep_last, 1)):
         if value is not None and value < least: raise ValueError(f"{name} must be at least {least}, got {value}.")
@@ -334,7 +341,7 @@ class _Run:
         self.moving = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if id(t) in moves}
         self.history, self.best, self.best_score = History(settings), self.snapshot(), (-1.0, 0.0)
         self.epoch, self.batch, self.step, self.total, self.spent, self.depth = 1, 0, 0, 0.0, 0.0, None
-        self.checkpoints = self.learner = None
+        self.checkpoints = self.learner = self.autocast = None
 
     def _batches(self, examples, batch_size, seed=None):
         return _Batches(self.model, examples, batch_size, seed, self.accelerator.process_index, self.world, encode_now=False, progress=self.progress)
@@ -371,7 +378,7 @@ class _Run:
             for part in (self.train, self.validation): part.forget(self.progress)
             if reason: self._say(f"{self.depth} frozen blocks run in every epoch: {reason}")
         if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
-        self.learner = self.accelerator.prepare(learner)
+        self.learner, self.autocast = self.accelerator.prepare(learner), autocast(learner, self.settings["precision"])
 
     def _say(self, line:str):
         self.history.prefix = f"{self.history.prefix}; {line}" if self.history.prefix else line
@@ -413,7 +420,8 @@ class _Run:
         accelerator, optimizer = self.accelerator, self.stepper
         for batch in self.train.epoch(self.epoch, self.batch):
             inputs, labels = to_device(batch.inputs, accelerator.device), batch.labels.to(accelerator.device)
-            logits = _logits(self.learner, inputs)
+            with self.autocast: logits = _logits(self.learner, inputs)
+            if logits.dtype.itemsize < 4: logits = logits.float() # a loss needs more digits
             _check_scores(logits, self.task)
             if batch.weights is None: loss = F.cross_entropy(logits, labels)
             else: loss = (F.cross_entropy(logits, labels, reduction="none") * batch.weights.to(logits)).sum()
@@ -433,7 +441,7 @@ class _Run:
 
     def judge(self):
         "The validation examples; the best weights so far are kept."
-        history, judged = self.history, _evaluate(self.accelerator.unwrap_model(self.learner), self.validation)
+        history, judged = self.history, _evaluate(self.accelerator.unwrap_model(self.learner), self.validation, self.settings["precision"])
         if self.world > 1:
             parts = gather_object([(judged.probabilities, judged.labels, judged.loss)])
             weights = [len(labels) for _, labels, _ in parts]
@@ -553,7 +561,7 @@ def fit(model:nn.Module, # a classifier, frozen as you like it; it is trained in
         unfreeze_at:dict[int, int]|None=None, # gradual unfreezing: {epoch: freeze depth from then on}, epochs from 1
         seed:int=0, # order of the examples, augmentation, dropout; the global random seeds are set to it
         cache:bool|str|Path=True, # run a frozen prefix once, not in every epoch; a folder: and keep its states there for later runs
-        precision:str="auto", # of the cached prefix. "fp32": exact. "auto": folded, in bf16 where the processor has it, kept in half precision
+        precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it; a cached prefix folded, and kept in half precision
         views:int|None=None, # random views of each training example that are cached; None: a model that augments does so afresh, without a cache
         memory_budget:int|None=None, # bytes, past which cached states go to a file; None: a quarter of the memory that is free
         checkpoint:str|Path|None=None, # a folder for checkpoints

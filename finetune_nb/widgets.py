@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import finetune_nb
 from . import data, text, vision
-from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, digest, has_bf16, run_prefix, to_device
+from .cache import CannotCut, Cut, States, _collate, _encode, _logits, _size, autocast, digest, run_prefix, to_device
 from .data import Task
 from .depth import Sweep, kept_for_backward
 from .freezing import _check_depth, _short, blocks, freeze
@@ -73,11 +73,6 @@ class Trial:
         own = {name: value for name, value in asdict(self).items() if name not in ("predicted", "step", "steps")}
         return own | dict(predicted=list(self.predicted), epochs=self.curve[-1][0] if self.curve else 0, validation_accuracy=self.curve[-1][2] if self.curve else None)
 
-# %% ../nbs/08b_explorer.ipynb #08830782
-def _half(device:torch.device):
-    "Multiply in bfloat16, where the processor has it."
-    return torch.autocast(device.type, torch.bfloat16) if has_bf16(device) else nullcontext()
-
 # %% ../nbs/08b_explorer.ipynb #5730d8bf
 class _Steps:
     "An optimiser for what learns, and the steps it makes."
@@ -88,7 +83,7 @@ class _Steps:
         self.scheduler = _schedule(self.optimizer, steps, warmup=0.1)
 
     def scores(self, batch:_Batch) -> Tensor:
-        with _half(self.device): return _logits(self.learner, to_device(batch.inputs, self.device)).float()
+        with autocast(self.learner): return _logits(self.learner, to_device(batch.inputs, self.device)).float()
 
     def learn(self, batch:_Batch, step:int) -> float: # the loss
         "Step number `step`, from 1."
@@ -107,7 +102,7 @@ class _Steps:
         return value
 
     def judge(self, batches:_Batches) -> Evaluation:
-        with _half(self.device): return _evaluate(self.learner, batches)
+        return _evaluate(self.learner, batches, "auto")
 
     def memory(self) -> int: # bytes
         averages = chain.from_iterable(state.values() for state in self.optimizer.state.values())

@@ -58,10 +58,10 @@ def written(family, tokenizer):
     return text.TextClassifier(families[family](), tokenizer, 2)
 
 
-def losses(model, task, depth, double=False, steps=20, **how):
+def losses(model, task, depth, double=False, steps=20, precision="fp32", **how):
     "One batch an epoch, so that every step's loss is told"
     freeze(model.double() if double else model, depth)
-    return fit(model, task, epochs=steps, batch_size=len(task.train), progress=False, **how)
+    return fit(model, task, epochs=steps, batch_size=len(task.train), progress=False, precision=precision, **how)
 
 
 # Exact
@@ -71,7 +71,7 @@ def losses(model, task, depth, double=False, steps=20, **how):
 def test_losses_are_those_of_the_uncached_run(name, double, tokenizer, mood, noise):
     make, task = (residual, noise) if name == "resnet" else (lambda: written(name, tokenizer), mood)
     for depth in range(1, len(blocks(make()))):
-        runs = [losses(make(), task, depth, double, steps=50 if double else 20, **how) for how in (dict(cache=False), dict(precision="fp32"))]
+        runs = [losses(make(), task, depth, double, steps=50 if double else 20, **how) for how in (dict(cache=False), dict())]
         expected, got = (np.array(run.train_loss) for run in runs)
         assert runs[0].prefix == "" and "run once" in runs[1].prefix, f"depth {depth}: {runs[1].prefix}"
         np.testing.assert_allclose(got, expected, rtol=1e-9 if double else 1e-4, err_msg=f"depth {depth}")
@@ -86,7 +86,7 @@ def test_sentences_of_many_lengths(pooling, mood, tokenizer, monkeypatch):
         torch.manual_seed(0)
         return text.TextClassifier(BertModel(BertConfig(**small)), tokenizer, 2, pooling=pooling)
     for depth in (1, 2, 3):
-        whole, cached = (losses(make(), mood, depth, **how) for how in (dict(cache=False), dict(precision="fp32")))
+        whole, cached = (losses(make(), mood, depth, **how) for how in (dict(cache=False), dict()))
         assert "run once" in cached.prefix
         np.testing.assert_allclose(cached.train_loss, whole.train_loss, rtol=1e-4, err_msg=f"depth {depth}")
 
@@ -107,7 +107,7 @@ def test_cached_blocks_do_not_change(depth, noise):
 
 def test_unfreezing_moves_the_cut(noise):
     def run(**how): return losses(residual(), noise, 5, steps=9, unfreeze_at={4: 4, 7: 2, 9: 0}, **how)
-    whole, cached = run(cache=False), run(precision="fp32")
+    whole, cached = run(cache=False), run()
     np.testing.assert_allclose(cached.train_loss, whole.train_loss, rtol=1e-4)
     assert cached.prefix.count("run once") == 3
 
@@ -119,7 +119,7 @@ def test_a_model_of_transformers_with_its_own_head(tokenizer, mood):
             model = BertForSequenceClassification(BertConfig(**small))
             model.encode, model.collate = written("bert", tokenizer).encode, written("bert", tokenizer).collate
             return model
-        runs = [losses(make(), mood, depth, **how) for how in (dict(cache=False), dict(precision="fp32"))]
+        runs = [losses(make(), mood, depth, **how) for how in (dict(cache=False), dict())]
         assert "run once" in runs[1].prefix
         np.testing.assert_allclose(runs[1].train_loss, runs[0].train_loss, rtol=1e-4)
 
@@ -160,17 +160,51 @@ def test_auto_rounds_a_little_and_halves_the_memory(noise):
     with pytest.raises(ValueError, match="precision must be .*, got 'half'"): run_prefix(cut, images, precision="half")
 
 
+def test_auto_multiplies_in_bfloat16_and_keeps_the_weights_whole(noise):
+    model, seen = residual(), []
+    model.backbone.layer4.register_forward_hook(lambda module, inputs, output: seen.append((output.dtype, torch.is_grad_enabled())))
+    fast = torch.bfloat16 if cache.has_bf16(torch.device("cpu")) else torch.float32
+    freeze(model, 3)
+    for precision, dtype in (("fp32", torch.float32), ("auto", fast)):
+        seen.clear()
+        fit(model, noise, epochs=2, batch_size=5, precision=precision, progress=False)
+        assert {kind for kind, learning in seen if learning} == {dtype} and all(p.dtype == torch.float32 for p in model.parameters())
+        seen.clear()
+        evaluate(model, noise.test, precision=precision)
+        assert seen == [(dtype, False)]
+
+
+def test_a_head_that_learns_alone_gains_nothing_by_bfloat16_and_does_without(noise):
+    model, seen = residual(), []
+    model.backbone.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    freeze(model, 5)
+    fit(model, noise, epochs=1, progress=False)
+    assert set(seen) == {torch.float32}
+
+
+def test_many_are_evaluated_without_norms(monkeypatch):
+    monkeypatch.setattr(cache, "has_bf16", lambda device: False)
+    model, seen = residual(), []
+    model.backbone.bn1.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    examples = Examples(torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), [0, 1] * 20)
+    auto = evaluate(model, examples)
+    assert seen == [2], "two examples, to see that nothing has changed"
+    assert np.allclose(auto.probabilities, evaluate(model, examples, precision="fp32").probabilities, atol=1e-5)
+    assert model.training and model.backbone.bn1.training, "the model is in the mode in which it was"
+
+
 def test_folding_leaves_no_norm_and_the_same_states(noise):
     model = residual().eval()
     images = model.collate(model.encode(noise.train.inputs))
     cut = Cut(model, 4, images[:2])
-    twin = cache.folded(model, cut)
+    prefix = [module for block in cut.blocks for module in block.modules]
+    twin = cache.folded(model, prefix)
     norms = lambda network: sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     frozen = sum(norms(m) for block in blocks(model)[:4] for m in block.modules)
     assert norms(model) - norms(twin) == frozen > 0
     with torch.no_grad(): assert torch.allclose(cut.states(images, model=twin)[0], cut.states(images)[0], atol=1e-4)
     model.backbone.layer1[0].bn1.track_running_stats = False # such a norm uses the batch's own statistics
-    assert norms(cache.folded(model, cut)) == norms(twin) + 1
+    assert norms(cache.folded(model, prefix)) == norms(twin) + 1
 
 
 def test_numbers_too_large_for_half_precision_are_kept_whole():
@@ -399,6 +433,6 @@ def test_a_shortcut_from_the_input_is_cut_and_trained():
     def losses(**how):
         torch.manual_seed(0)
         freeze(model := Shortcut(), 1)
-        return fit(model, task, 3, progress=False, **how)
-    kept = losses(precision="fp32")
+        return fit(model, task, 3, precision="fp32", progress=False, **how)
+    kept = losses()
     assert "run once for 40 examples" in kept.prefix and kept.train_loss == pytest.approx(losses(cache=False).train_loss, abs=1e-6)

@@ -98,7 +98,7 @@ def test_an_image_model_comes_back_and_torchvision_loads_it(saved_image, pets):
     prepare = torchvision.transforms.v2.Compose([torchvision.transforms.v2.Resize(about["resize_size"]), torchvision.transforms.v2.CenterCrop(about["image_size"]), torchvision.transforms.v2.PILToTensor(),
                                                  torchvision.transforms.v2.ToDtype(torch.float32, scale=True), torchvision.transforms.v2.Normalize(about["mean"], about["std"])])
     with torch.no_grad(): theirs = plain.eval()(torch.stack([prepare(data.open_image(f)) for f in pets.test.inputs])).softmax(1)
-    assert np.allclose(theirs.numpy(), evaluation.probabilities, atol=1e-5)
+    assert np.allclose(theirs.numpy(), evaluate(model, pets.test, precision="fp32").probabilities, atol=1e-5)
 
 
 def test_a_test_set_without_one_of_the_classes_is_saved_too(pets, tmp_path):
