@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from finetune_nb import cache, data, text, vision
 from finetune_nb.training import batch_order
 
-EVALUATION_BATCH = 64 # as `fit` and `evaluate` of finetune_nb have it
+EVALUATION_BATCH = 64 # examples judged at once
 
 
 has_bf16 = partial(cache.has_bf16, torch.device("cpu"))

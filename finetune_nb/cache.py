@@ -288,8 +288,8 @@ def _varied(model:nn.Module, encoded:list, view:int, positions:Sequence[int], se
             seen.append(augment(x))
     return seen
 
-def _in_batches(lengths:np.ndarray|None, count:int, most:int) -> list[list[int]]:
-    "Positions, the longest first, in batches of at most `most` rows (padding included)."
+def _in_batches(lengths:np.ndarray|None, count:int, most:int=1024) -> list[list[int]]:
+    "Positions, the longest first, in batches of at most `most` images, or tokens (padding included)."
     if lengths is None: return [list(range(i, min(i + most, count))) for i in range(0, count, most)]
     batches, order = [], np.argsort(-lengths, kind="stable").tolist()
     while order:
@@ -339,7 +339,7 @@ class _Pass:
         self.lengths = None if encoded is None or encoded[0].ndim != 1 or encoded[0].is_floating_point() else np.array([len(x) for x in encoded])
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
         self.folder = None if folder is None else Path(folder)
-        self.batches = _in_batches(self.lengths, len(inputs), fast_batch(_encode(self.model, inputs[:1])[0]) if self.lengths is None else 1024)
+        self.batches = _in_batches(self.lengths, len(inputs), *([fast_batch(_encode(self.model, inputs[:1])[0])] if self.lengths is None else []))
         self.starts = [self._starts(cut) for cut in cuts]
 
     def _by_token(self, cut:Cut) -> bool: return self.lengths is not None and cut.needs_inputs

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import CannotCut, Cut, States, _collate, _encode, _fast, _logits, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
+from .cache import CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -92,13 +92,13 @@ class _Batches:
         self.cut = self.states = None
         if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
-    def _fast(self) -> int:
-        if isinstance(self.examples.inputs[0], str): return 64
-        return fast_batch(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0]))[0])
+    def _fast_order(self) -> list[list[int]]:
+        if isinstance(self.examples.inputs[0], str): return _in_batches(np.array(self.lengths), len(self.lengths))
+        return _in_batches(None, len(self.lengths), fast_batch(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0]))[0]))
 
     def order(self, epoch:int) -> list[list[int]]:
         "The positions of each batch, among all processes' examples; they depend on the seed and the epoch alone."
-        if self.seed is None: return batch_order(self.lengths, self.batch_size or self._fast())
+        if self.seed is None: return self._fast_order() if self.batch_size is None else batch_order(self.lengths, self.batch_size)
         return batch_order(self.lengths, self.batch_size, torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])))
 
     def epoch(self, epoch:int=0, first:int=0) -> Iterator[_Batch]:
