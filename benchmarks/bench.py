@@ -219,14 +219,14 @@ def machine():
 
 
 def run_all(settings, folder, files, execute):
+    import psutil, work
     from report import write
-    import work
     print("Drawing images and reading sentences.", flush=True)
     sizes = {settings.size: SIZES[settings.size], **{size: SIZES[size] for _, size in settings.growth}}
     for size in sizes:
         work.draw_images(Path(folder)/size, dict(zip(("train", "validation", "test"), SIZES[size]["image"])))
     work.Work("", "text", 0, 0, 10, 10, 10).task()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = psutil.cpu_percent(interval=2) / 100 * psutil.cpu_count() # of others: this process only waits
     if load > 0.5 and settings.size != "smoke":
         print(f"Other programs keep {load:.1f} processors busy: times will be too long, and not alike. Stop them, or read the result with that in mind.", flush=True)
     started, done, left_out, seen = time.monotonic(), [], [], set()

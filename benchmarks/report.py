@@ -63,7 +63,7 @@ def summary(r):
             theirs, correct = r.median(peer, work, mode), r.median(peer, work, mode, key="accuracy")
             short = min((run["epochs"] for run in r.all["runs"]), default=1)
             early = r.fastest(work, mode, short)
-            rows.append([work, mode, peer, ratio(theirs, ours), f"{100 * (accuracy - correct):+.1f} points" if accuracy is not None else "–",
+            rows.append([work, mode, peer, ratio(theirs, ours), f"{round(100 * (accuracy - correct), 1) + 0:+.1f} points" if accuracy is not None else "–",
                          ratio(early and r.median(early, work, mode, short), r.median(OURS, work, epochs=short)) if short != r.epochs else "–",
                          ratio(ours, r.limit(work), ""), f"{(r.median(OURS, work, key='memory_peak') - r.median(peer, work, mode, key='memory_peak')) / 1e6:+.0f} MB" if ours else "–"])
     return table(["work", "peers", "the fastest of them", f"its time ÷ finetune_nb's, {count(r.epochs)}", "accuracy of finetune_nb less its accuracy", "its time ÷ finetune_nb's, 1 epoch", "finetune_nb's time ÷ limit", "peak memory of finetune_nb less its"], rows)
