@@ -205,14 +205,16 @@ def has_bf16(device:torch.device # where the model is
     if device.type == "cuda": return torch.cuda.get_device_capability(device)[0] >= 8
     return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
+def _may_round(model:nn.Module, precision:str) -> bool:
+    if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
+    return precision == "auto" and next(model.parameters()).dtype == torch.float32
+
 def autocast(learner:nn.Module, # a model, or the suffix of a cut
              precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it
             ): # a context
     "Multiply in bfloat16 for a while, where the processor does so, and the weights are float32; a head that learns alone is too small to gain by it."
-    if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
-    weight, alone = next(learner.parameters()), isinstance(learner, Suffix) and learner.recall is None
-    if precision == "fp32" or alone or weight.dtype != torch.float32 or not has_bf16(weight.device): return nullcontext()
-    return torch.autocast(weight.device.type, torch.bfloat16)
+    device, alone = next(learner.parameters()).device, isinstance(learner, Suffix) and learner.recall is None
+    return torch.autocast(device.type, torch.bfloat16) if _may_round(learner, precision) and not alone and has_bf16(device) else nullcontext()
 
 def folded(model:nn.Module, # is left as it is
            still:Sequence[nn.Module], # of that model: nothing in them learns now
@@ -288,8 +290,10 @@ def _varied(model:nn.Module, encoded:list, view:int, positions:Sequence[int], se
             seen.append(augment(x))
     return seen
 
-def _in_batches(lengths:np.ndarray|None, count:int, most:int=1024) -> list[list[int]]:
-    "Positions, the longest first, in batches of at most `most` images, or tokens (padding included)."
+_TOKENS = 1024 # of texts to run at once without a backward pass
+
+def _in_batches(lengths:np.ndarray|None, count:int, most:int) -> list[list[int]]:
+    "Positions, the longest first, in batches of at most `most` rows (padding included)."
     if lengths is None: return [list(range(i, min(i + most, count))) for i in range(0, count, most)]
     batches, order = [], np.argsort(-lengths, kind="stable").tolist()
     while order:
@@ -333,13 +337,12 @@ class _Pass:
         self.cuts, self.model, self.inputs, self.encoded, self.seed, self.progress = cuts, cuts[-1].model, inputs, encoded, seed, progress
         parameter = next(self.model.parameters())
         self.device, self.dtype, self.views = parameter.device, parameter.dtype, views
-        self.fast = precision == "auto" and self.dtype == torch.float32
-        self.autocast = autocast(self.model, precision)
+        self.fast, self.autocast = _may_round(self.model, precision), autocast(self.model, precision)
         self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype # files know no bfloat16
         self.lengths = None if encoded is None or encoded[0].ndim != 1 or encoded[0].is_floating_point() else np.array([len(x) for x in encoded])
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
         self.folder = None if folder is None else Path(folder)
-        self.batches = _in_batches(self.lengths, len(inputs), *([fast_batch(_encode(self.model, inputs[:1])[0])] if self.lengths is None else []))
+        self.batches = _in_batches(self.lengths, len(inputs), fast_batch(_encode(self.model, inputs[:1])[0]) if self.lengths is None else _TOKENS)
         self.starts = [self._starts(cut) for cut in cuts]
 
     def _by_token(self, cut:Cut) -> bool: return self.lengths is not None and cut.needs_inputs

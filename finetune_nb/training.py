@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
+from .cache import _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -93,7 +93,7 @@ class _Batches:
         if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
     def _fast_order(self) -> list[list[int]]:
-        if isinstance(self.examples.inputs[0], str): return _in_batches(np.array(self.lengths), len(self.lengths))
+        if isinstance(self.examples.inputs[0], str): return _in_batches(np.array(self.lengths), len(self.lengths), _TOKENS)
         return _in_batches(None, len(self.lengths), fast_batch(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0]))[0]))
 
     def order(self, epoch:int) -> list[list[int]]:
@@ -171,7 +171,7 @@ def _predict(model:nn.Module, batches:_Batches, precision:str) -> np.ndarray: # 
     "`float[N, C]` log-probabilities, in the order of the examples."
     outputs, positions, device, network = [], [], next(model.parameters()).device, model
     with evaluating(model):
-        if precision == "auto" and batches.states is None and len(batches.labels) > 32: # fewer would not pay for it
+        if _may_round(model, precision) and batches.states is None and len(batches.labels) > 32: # fewer would not pay for it
             few = to_device(batches.collate(batches.encoded[:2]), device)
             network = _fast(model, [model], lambda network: [_logits(network, few)])
         with autocast(model, precision):
@@ -306,7 +306,7 @@ def _check_scores(scores:torch.Tensor, task:Task):
 
 def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head_learning_rate, clip, patience, unfreeze_at, cache, precision, views, every, keep_last, **_):
     "Refuse what cannot be meant."
-    autocast(model, precision)
+    _may_round(model, precision)
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("patience", patience, 1), ("learning_rate", learning_rate, 0),
                                ("head_learning_rate", head_learning_rate, 0), ("every", every, 1), ("keep_last", keep_last, 1)):
         if value is not None and value < least: raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -81,7 +81,7 @@ def test_losses_are_those_of_the_uncached_run(name, double, tokenizer, mood, noi
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_sentences_of_many_lengths(pooling, mood, tokenizer, monkeypatch):
     "Each in a batch of its own when the prefix runs, all in one when they are learnt from"
-    monkeypatch.setattr(cache, "_in_batches", lambda lengths, count, most=None: [[i] for i in range(count)])
+    monkeypatch.setattr(cache, "_in_batches", lambda lengths, count, most: [[i] for i in range(count)])
     def make():
         torch.manual_seed(0)
         return text.TextClassifier(BertModel(BertConfig(**small)), tokenizer, 2, pooling=pooling)
@@ -305,7 +305,7 @@ def test_killed_while_writing(tmp_path, noise):
             if len(counted) == 3: os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **how)
         cache.Cut.states = states
-        cache._in_batches = lambda lengths, count, most=None: [[i] for i in range(count)]
+        cache._in_batches = lambda lengths, count, most: [[i] for i in range(count)]
         run()
     def run():
         model = residual()
