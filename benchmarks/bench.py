@@ -128,19 +128,23 @@ def plan(settings, done):
         for work in s.works:
             if mode == USER: yield Run(LIMIT, work, USER, s.screen, s.size)
             yield from runs(work, mode, s.screen, everyone(mode))
-    # the fastest at full length, then the article's recipe, then again
-    for count in (1, 2):
-        for work in s.works: yield from both(work, count)
-        if count == 1 and "text, head only" in s.works and s.recipe: yield Run(PLAIN, "text, head only", RECIPE, s.epochs, s.size, cut=True)
+    # the fastest at full length, then the article's recipe
+    for work in s.works: yield from both(work, 1)
+    if "text, head only" in s.works and s.recipe: yield Run(PLAIN, "text, head only", RECIPE, s.epochs, s.size, cut=True)
+    # again, where it is closest: the fastest at its best settings
     for epochs in (s.epochs, s.screen):
         for repeat in range(1, s.repeats):
             for work in s.works:
-                yield from (replace(run, repeat=repeat, epochs=epochs) for run in both(work, 1))
-                yield Run(LIMIT, work, USER, s.screen, s.size, repeat)
+                yield from runs(work, USER, epochs, [OURS], repeat) + runs(work, BEST, epochs, fastest(work, BEST, 1), repeat)
+                if epochs == s.epochs: yield Run(LIMIT, work, USER, s.screen, s.size, repeat)
     # how it grows
-    for epochs, size in s.growth:
-        for work in s.works: yield from runs(work, USER, epochs, [OURS, *fastest(work, USER, 2)], size=size)
+    for epochs, size, count in s.growth:
+        for work in s.works: yield from runs(work, USER, epochs, [OURS], size=size) + runs(work, BEST, epochs, fastest(work, BEST, count), size=size)
         if size != s.size: yield from (Run(LIMIT, work, USER, s.screen, size) for work in s.works)
+    # the next fastest at full length, and the fastest again as a user gets them
+    for work in s.works: yield from both(work, 2)
+    for repeat in range(1, s.repeats):
+        for work in s.works: yield from runs(work, USER, s.epochs, fastest(work, USER, 1), repeat)
     # everyone at full length, as often as the rest
     for repeat in range(s.repeats):
         for mode in (USER, BEST):
@@ -165,7 +169,7 @@ class Settings:
     repeats: int
     works: list
     frameworks: list
-    growth: list # (epochs, size)
+    growth: list # (epochs, size, how many of the fastest peers)
     minutes: float # 0: no limit
     recipe: bool = True
 
@@ -173,7 +177,7 @@ class Settings:
 def settings_for(form, minutes, repeats):
     if form == "smoke": return Settings("smoke", 1, 1, 1, HEADS, [PLAIN, "Hugging Face Trainer"], [], 0, False)
     if form == "quick": return Settings("quick", 3, 3, repeats or 1, HEADS, FRAMEWORKS, [], 5 if minutes is None else minutes, False)
-    return Settings("full", 1, 10, repeats or 3, HEADS + DEPTHS, FRAMEWORKS, [(3, "full"), (10, "half"), (1, "full"), (30, "full")], 60 if minutes is None else minutes)
+    return Settings("full", 1, 10, repeats or 3, HEADS + DEPTHS, FRAMEWORKS, [(3, "full", 2), (10, "half", 1), (30, "full", 1), (10, "half", 2), (30, "full", 2)], 60 if minutes is None else minutes)
 
 
 # the environment of the peers
@@ -222,7 +226,7 @@ def run_all(settings, folder, files, execute):
     import psutil, work
     from report import write
     print("Drawing images and reading sentences.", flush=True)
-    sizes = {settings.size: SIZES[settings.size], **{size: SIZES[size] for _, size in settings.growth}}
+    sizes = {settings.size: SIZES[settings.size], **{size: SIZES[size] for _, size, _ in settings.growth}}
     for size in sizes:
         work.draw_images(Path(folder)/size, dict(zip(("train", "validation", "test"), SIZES[size]["image"])))
     work.Work("", "text", 0, 0, 10, 10, 10).task()

@@ -41,7 +41,7 @@ def seconds(values):
     return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
 
 
-def ratio(a, b, sign="×"): return f"{a / b:.1f}{sign}" if a and b else "–"
+def ratio(a, b, sign="×"): return f"{a / b:.{2 if a < 10 * b else 1}f}{sign}" if a and b else "–"
 
 
 def table(head, rows): return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)])

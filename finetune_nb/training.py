@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, run_prefix, to_device
+from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, quick, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -171,7 +171,7 @@ def _predict(model:nn.Module, batches:_Batches, precision:str) -> np.ndarray: # 
     "`float[N, C]` log-probabilities, in the order of the examples."
     outputs, positions, device, network = [], [], next(model.parameters()).device, model
     with evaluating(model):
-        if _may_round(model, precision) and batches.states is None and len(batches.labels) > 32: # fewer would not pay for it
+        if _may_round(model, precision) and batches.states is None and len(batches) >= _PAYS:
             few = to_device(batches.collate(batches.encoded[:2]), device)
             network = _fast(model, [model], lambda network: [_logits(network, few)])
         with autocast(model, precision):
@@ -328,12 +328,15 @@ class _Run:
         set_seed(settings["seed"], device_specific=True)
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.progress = progress and self.main
+        if isinstance(task.train.inputs[0], str): # in ever new shapes, and oneDNN keeps a compiled kernel for each: a thousand of them, or 100 MB, unless it is told otherwise before it begins
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         model.to(self.accelerator.device)
         self.how_to_keep = keep # states, for `run_prefix`; None: not at all
         self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
         groups = parameter_groups(model, self.shallowest, *(settings[name] for name in ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay")))
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.stepper = self.optimizer if self.accelerator.scaler is None else self.accelerator.prepare(self.optimizer) # Accelerate's scales the loss where it must, and costs half a millisecond a step
+        self.alone = self.world == 1 and self.accelerator.scaler is None # then PyTorch's own functions do the same as Accelerate's, and sooner
         self.steps = settings["epochs"] * len(self.train)
         self.scheduler = _schedule(self.optimizer, self.steps, settings["warmup"])
         self.learnt = [p for group in groups for p in group["params"]]
@@ -370,7 +373,7 @@ class _Run:
             views = self.how_to_keep["views"]
             self.train.keep(self.cut, **self.how_to_keep, progress=self.progress)
             self.validation.keep(self.cut, **self.how_to_keep | dict(views=None), progress=self.progress)
-            learner, kept = self.cut.suffix, [self.train.states, self.validation.states]
+            learner, kept = quick(self.cut.suffix) if _may_round(self.model, self.settings["precision"]) else self.cut.suffix, [self.train.states, self.validation.states]
             where = " and ".join(dict.fromkeys(states.where for states in kept))
             self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
                       f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")
@@ -418,7 +421,9 @@ class _Run:
         self.model.train()
         self.learner.train()
         accelerator, optimizer = self.accelerator, self.stepper
+        backward, clip = (torch.Tensor.backward, nn.utils.clip_grad_norm_) if self.alone else (accelerator.backward, accelerator.clip_grad_norm_)
         for batch in self.train.epoch(self.epoch, self.batch):
+            for parameter in self.learnt: parameter.grad = None # what zero_grad does, less its bookkeeping
             inputs, labels = to_device(batch.inputs, accelerator.device), batch.labels.to(accelerator.device)
             with self.autocast: logits = _logits(self.learner, inputs)
             if logits.dtype.itemsize < 4: logits = logits.float() # a loss needs more digits
@@ -427,9 +432,8 @@ class _Run:
             else: loss = (F.cross_entropy(logits, labels, reduction="none") * batch.weights.to(logits)).sum()
             value = loss.item() if self.world == 1 else accelerator.reduce(loss.detach(), "mean").item()
             if not math.isfinite(value): raise self.diverged(value, self.step + 1, inputs)
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(self.learnt, self.settings["clip"])
+            backward(loss)
+            clip(self.learnt, self.settings["clip"])
             optimizer.step()
             self.scheduler.step()
             self.step, self.batch, self.total = self.step + 1, self.batch + 1, self.total + value * batch.count

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np, pytest, torch, torchvision
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
-from finetune_nb import blocks, cache, evaluate, fit, freeze, text, vision
+from finetune_nb import blocks, cache, evaluate, fit, freeze, text, training, vision
 from finetune_nb.cache import Cut, run_prefix
 from finetune_nb.data import Examples, Task
 from finetune_nb.freezing import Block, fingerprint
@@ -184,6 +184,7 @@ def test_a_head_that_learns_alone_gains_nothing_by_bfloat16_and_does_without(noi
 
 def test_many_are_evaluated_without_norms(monkeypatch):
     monkeypatch.setattr(cache, "has_bf16", lambda device: False)
+    monkeypatch.setattr(training, "_PAYS", 1)
     model, seen = residual(), []
     model.backbone.bn1.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     examples = Examples(torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), [0, 1] * 20)
@@ -205,6 +206,51 @@ def test_folding_leaves_no_norm_and_the_same_states(noise):
     with torch.no_grad(): assert torch.allclose(cut.states(images, model=twin)[0], cut.states(images)[0], atol=1e-4)
     model.backbone.layer1[0].bn1.track_running_stats = False # such a norm uses the batch's own statistics
     assert norms(cache.folded(model, prefix)) == norms(twin) + 1
+
+
+def test_quick_dropout_hides_its_share_and_the_suffix_shares_what_learns(mood, tokenizer):
+    model = written("bert", tokenizer)
+    suffix = Cut(model, 2, model.collate(model.encode(mood.train.inputs[:2]))).suffix
+    found = cache.quick(suffix)
+    assert not any(type(module) is nn.Dropout for module in found.modules()) and any(type(module) is nn.Dropout for module in suffix.modules())
+    assert [id(p) for p in found.parameters()] == [id(p) for p in suffix.parameters()]
+    torch.manual_seed(0)
+    for share, shape in ((0.1, (1000, 1001)), (0.5, (333, 3333))): # no multiples of four
+        dropout, x = cache._Dropout(share), torch.ones(shape, requires_grad=True)
+        y = dropout(x)
+        y.sum().backward()
+        assert torch.equal(x.grad, y.detach()), "what is hidden learns nothing"
+        assert abs((y == 0).float().mean() - share) < 0.002 and torch.allclose(y[y != 0], torch.tensor(1 / (1 - share))), "and the rest is scaled, so that the mean stays"
+        assert torch.equal(dropout.eval()(x), x)
+
+
+needs_bf16 = pytest.mark.skipif(not cache.has_bf16(torch.device("cpu")), reason="this processor does not multiply in bfloat16")
+
+
+@needs_bf16
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_packing_leaves_what_learns_and_the_same_states(kind, noise, mood, tokenizer):
+    model, task, depth = (residual(), noise, 4) if kind == "image" else (written("bert", tokenizer), mood, 2)
+    model.eval()
+    batch = model.collate(model.encode(task.train.inputs[:6]))
+    cut = Cut(model, depth, batch)
+    learning = {module for block in blocks(model)[depth:] for part in block.modules for module in part.modules()}
+    twin = cache._packed(model, learning)
+    plain = [module for module in twin.modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    assert set(plain) <= learning and any(isinstance(module, cache._Packed) for module in twin.modules())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): packed, unpacked = (cut.states(batch, model=network)[0].float() for network in (twin, model))
+    assert torch.allclose(packed, unpacked, rtol=0.03, atol=0.03 * unpacked.abs().max().item())
+
+
+@needs_bf16
+def test_a_model_that_looks_into_its_weights_is_not_packed():
+    class Looks(nn.Sequential):
+        def forward(self, x): return self[1](self[0](x)) * self[0].weight.mean()
+    model, points = Looks(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    with torch.no_grad():
+        assert cache._fast(model, [model], lambda network: [network(points)]) is model
+        ordinary = nn.Sequential(*model)
+        assert isinstance(cache._fast(ordinary, [ordinary], lambda network: [network(points)])[0], cache._Packed)
 
 
 def test_numbers_too_large_for_half_precision_are_kept_whole():
