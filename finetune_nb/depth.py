@@ -217,7 +217,7 @@ class Recommendation:
     "A freeze depth, what it is expected to gain, and why."
     depth: int # blocks to freeze
     gain_over_head_only: float|None # of accuracy, expected from the validation examples; None: the head alone was not tried
-    gain_over_full: float|None # over full fine-tuning; None: depth 0 was not tried
+    gain_over_full: float|None # over full fine-tuning; None: depth 0 was not tried, or for too few epochs
     interval: list[float]|None # where the gain over the head alone lies, with 95 %
     reason: str # in one sentence
     block: str = "" # the first that learns
@@ -280,13 +280,14 @@ class Sweep:
         reason += "." if depth == best else f", and {depth} ({whole[depth].mean():.1%}) is cheaper and within the noise."
         over_head = self._gain(depth, head) if head in self.depths else None
         over_full = self._gain(depth, 0) if 0 in self.depths else None
-        if over_full is not None and self.epochs(0) < longest: reason = f"{reason[:-1]}; full fine-tuning ended after {_count(self.epochs(0), 'epoch')} of {longest}, and is compared as it stood then."
+        if 0 in self.depths and self.epochs(0) < longest: reason = f"{reason[:-1]}; full fine-tuning ended after {_count(self.epochs(0), 'epoch')} of {longest}, {'and is compared as it stood then' if over_full else 'too early to be compared'}."
         return Recommendation(depth, *(gain and gain[0] for gain in (over_head, over_full)), over_head and over_head[1], reason, self.blocks[depth], over_full and over_full[1])
 
-    def _gain(self, depth:int, other:int) -> tuple[float, list[float]]:
-        "Over another depth, and where it lies, with 95 %; after as many epochs as both had, if that was looked at."
+    def _gain(self, depth:int, other:int) -> tuple[float, list[float]]|None:
+        "Over another depth, and where it lies, with 95 %; after as many epochs as both had. None, if they were not looked at after the same."
         if depth == other: return 0.0, [0.0, 0.0]
         epochs = min(self.epochs(depth), self.epochs(other))
+        if any(epochs not in [rung["epochs"] for rung in row["rungs"]] for row in self.rows if row["depth"] in (depth, other)): return None
         gain, error = difference(self.right(depth, epochs), self.right(other, epochs))
         return round(float(gain), 9), [float(gain - 1.96 * error), float(gain + 1.96 * error)] # -0.0000000000000001 is nobody's gain
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, quick, run_prefix, to_device
+from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_dropout, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -373,7 +373,7 @@ class _Run:
             views = self.how_to_keep["views"]
             self.train.keep(self.cut, **self.how_to_keep, progress=self.progress)
             self.validation.keep(self.cut, **self.how_to_keep | dict(views=None), progress=self.progress)
-            learner, kept = quick(self.cut.suffix) if _may_round(self.model, self.settings["precision"]) else self.cut.suffix, [self.train.states, self.validation.states]
+            learner, kept = fast_dropout(self.cut.suffix) if _may_round(self.model, self.settings["precision"]) else self.cut.suffix, [self.train.states, self.validation.states]
             where = " and ".join(dict.fromkeys(states.where for states in kept))
             self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
                       f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")

@@ -208,10 +208,10 @@ def test_folding_leaves_no_norm_and_the_same_states(noise):
     assert norms(cache.folded(model, prefix)) == norms(twin) + 1
 
 
-def test_quick_dropout_hides_its_share_and_the_suffix_shares_what_learns(mood, tokenizer):
+def test_fast_dropout_hides_its_share_and_the_suffix_shares_what_learns(mood, tokenizer):
     model = written("bert", tokenizer)
     suffix = Cut(model, 2, model.collate(model.encode(mood.train.inputs[:2]))).suffix
-    found = cache.quick(suffix)
+    found = cache.fast_dropout(suffix)
     assert not any(type(module) is nn.Dropout for module in found.modules()) and any(type(module) is nn.Dropout for module in suffix.modules())
     assert [id(p) for p in found.parameters()] == [id(p) for p in suffix.parameters()]
     torch.manual_seed(0)

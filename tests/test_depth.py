@@ -111,7 +111,8 @@ def test_recommends_the_cheapest_within_the_noise():
     assert made_up({0: good, 2: bad}).recommend().depth == 0
     assert made_up({0: good, 1: bad, 2: good}).recommend().gain_over_head_only == 0
     assert made_up({0: good, 1: bad}).recommend().gain_over_head_only is None and made_up({1: good, 2: bad}).recommend().gain_over_full is None
-    assert made_up({0: good, 1: bad, 2: bad}, {0: 2}).recommend().depth != 0, "what ended early is no candidate"
+    early = made_up({0: good, 1: bad, 2: bad}, {0: 2}).recommend()
+    assert early.depth != 0 and early.gain_over_full is None and "after 2 epochs of 10, too early to be compared" in early.reason, "what ended early is no candidate"
 
 
 def test_the_interval_holds_the_truth_where_the_truth_is_known():
