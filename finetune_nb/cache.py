@@ -246,7 +246,7 @@ class _Dropout(nn.Module):
         return torch.where(keep, x, 0.0) / (1 - self.p)
 
 def fast_dropout(suffix:Suffix # of a cut
-         )->Suffix: # a twin that shares all that learns
+                )->Suffix: # a twin that shares all that learns
     "The suffix with a dropout that draws faster, on a CPU: other masks, as likely."
     if next(suffix.parameters()).device.type != "cpu": return suffix
     return _twin(suffix, {m: _Dropout(m.p) for m in suffix.modules() if type(m) is nn.Dropout and not m.inplace and m.p < 1})
@@ -267,9 +267,9 @@ class _Packed(nn.Module):
     def forward(self, x): return self.multiply(x.bfloat16())
 
 def _packed(model:nn.Module, learning:set[nn.Module]) -> nn.Module:
-    "A twin with the plain layers packed that do not learn."
-    layers = [m for m in model.modules() if m not in learning and (type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros" and isinstance(m.padding, tuple))]
-    return _twin(model, {layer: _Packed(layer) for layer in layers})
+    "A twin with the plain layers packed that do not learn; one with a hook is not plain."
+    def plain(m): return type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+    return _twin(model, {m: _Packed(m) for m in model.modules() if plain(m) and m not in learning and not (m._forward_hooks or m._forward_pre_hooks)})
 
 def _fast(model:nn.Module, still:Sequence[nn.Module], see:Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """The twin folded, and packed, as far as the same is to be seen in it: a norm that is listed after a convolution need not be the next to run, nor on the same side of a cut,
