@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .freezing import Block, blocks, fingerprint
+from .freezing import Block, _stay_in_eval, blocks, fingerprint
 
 # %% ../nbs/05b_prefix_cache.ipynb #c647f6d4
 class _Recall(nn.Module):
@@ -267,9 +267,10 @@ class _Packed(nn.Module):
     def forward(self, x): return self.multiply(x.bfloat16())
 
 def _packed(model:nn.Module, learning:set[nn.Module]) -> nn.Module:
-    "A twin with the plain layers packed that do not learn; one with a hook is not plain."
+    "A twin with the plain layers packed that do not learn; one with a hook, other than what keeps it frozen, is not plain."
     def plain(m): return type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
-    return _twin(model, {m: _Packed(m) for m in model.modules() if plain(m) and m not in learning and not (m._forward_hooks or m._forward_pre_hooks)})
+    def hooked(m): return m._forward_hooks or any(hook is not _stay_in_eval for hook in m._forward_pre_hooks.values())
+    return _twin(model, {m: _Packed(m) for m in model.modules() if plain(m) and m not in learning and not hooked(m)})
 
 def _fast(model:nn.Module, still:Sequence[nn.Module], see:Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
     """The twin folded, and packed, as far as the same is to be seen in it: a norm that is listed after a convolution need not be the next to run, nor on the same side of a cut,

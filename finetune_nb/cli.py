@@ -237,9 +237,9 @@ _depth = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(_depth, name="depth", help="Try every freeze depth, and recommend one: `depth image`, `depth text`.")
 
 _Seeds = _option(int, "Runs of each depth, from other first weights of the head, in another order.", min=1)
-_Strategy = _option(str, "`halving`: a short budget for every depth, and the promising ones go on. `all`: each in full.")
-_Budget = _option(Optional[int], "Passes over the training examples, of a run in full. [default: 5 to 20, the fewer examples the more]", min=1)
-_Compare = _option(bool, "Also do all runs one by one, each in full and with nothing shared, and compare the time.", "--compare")
+_Strategy = _option(str, "`halving`: one seed for every depth, the others for the promising ones. `all`: every seed for each.")
+_Budget = _option(Optional[int], "Passes over the training examples, of a run. [default: 5 to 20, the fewer examples the more]", min=1)
+_Compare = _option(bool, "Also do every seed for every depth one by one, with nothing shared, and compare the time.", "--compare")
 _Save = _option(Optional[Path], "Write the sweep here as JSON, and its figure beside it as PNG.")
 
 def _sweep(make_model, task, backbone:str, compare:bool, save:Optional[Path], as_json:bool, cache:Optional[Path], strategy:str, **settings):
@@ -261,9 +261,9 @@ def _sweep(make_model, task, backbone:str, compare:bool, save:Optional[Path], as
         swept.plot().savefig(save.with_suffix(".png"), dpi=120)
     if as_json: return print(json.dumps(json.loads(swept.to_json()) | (dict(compare=compared) if compare else {}), allow_nan=False))
     recommended = swept.recommend()
-    print(_table([("depth", "learns from", "epochs", "validation", "test", "seconds a run"),
-                  *((f"{depth}{' *' * (depth == recommended.depth)}", row.block, str(row.epochs), f"{row.validation_accuracy:.1%}", f"{row.accuracy:.1%}", f"{row.seconds:.1f}") for depth, row in swept.summary().iterrows())]))
-    print(f"\n* {recommended}\n{swept.seconds:.0f} s" + (f"; one by one, in full, {compared['seconds_one_by_one']:.0f} s: {compared['ratio']:.0%} of the time" if compare else ""))
+    print(_table([("depth", "learns from", "seeds", "validation", "test", "seconds a run"),
+                  *((f"{depth}{' *' * (depth == recommended.depth)}", row.block, str(row.seeds), f"{row.validation_accuracy:.1%}", f"{row.accuracy:.1%}", f"{row.seconds:.1f}") for depth, row in swept.summary().iterrows())]))
+    print(f"\n* {recommended}\n{swept.seconds:.0f} s" + (f"; one by one, every seed for every depth, {compared['seconds_one_by_one']:.0f} s: {compared['ratio']:.0%} of the time" if compare else ""))
 
 @_depth.command("image")
 def depth_image(folder:Annotated[Optional[Path], typer.Argument(help="Your images, as for `image`. [default: real handwritten digits]", show_default=False)]=None,

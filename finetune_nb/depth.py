@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['default_epochs', 'one_by_one', 'kept_for_backward', 'training_memory', 'backbone_fingerprint', 'rungs', 'difference',
-           'cheapest', 'Recommendation', 'Sweep', 'sweep', 'train_only']
+           'cheapest', 'optimism', 'Recommendation', 'Sweep', 'sweep', 'train_only']
 
 # %% ../nbs/08_freeze_depth.ipynb #fc3105e4
 import json, tempfile, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -79,8 +77,8 @@ def backbone_fingerprint(model:nn.Module # any supported model
 
 class _Runs:
     "All runs of a sweep: one network, put back before each, and a folder where its prefixes' states are found again."
-    def __init__(self, make_model:Callable, task:Task, seeds:Sequence[int], folder:Path, work:Path, settings:dict, precision:str):
-        self.task, self.folder, self.work, self.settings, self.precision = task, folder, work, settings, precision
+    def __init__(self, make_model:Callable, task:Task, seeds:Sequence[int], folder:Path, settings:dict, precision:str):
+        self.task, self.folder, self.settings, self.precision = task, folder, settings, precision
         self.model = make_model(seeds[0])
         device = next((name for name in ("cuda", "mps", "xpu") if getattr(torch, name).is_available()), "cpu") # as `fit` does
         self.model.to(device)
@@ -95,9 +93,9 @@ class _Runs:
         return {name: t.detach() for name, t in state.items() if not torch.equal(t.to(self.first[name].device), self.first[name])}
 
     @torch.no_grad()
-    def put_back(self, seed:int, learnt:dict|None=None):
-        "The first weights of a seed, and over them what was learnt."
-        for name, value in (self.first | self.heads[seed] | (learnt or {})).items(): self.tensors[name].copy_(value)
+    def put_back(self, seed:int):
+        "The first weights of a seed."
+        for name, value in (self.first | self.heads[seed]).items(): self.tensors[name].copy_(value)
 
     def share(self, depths:Sequence[int], progress:bool):
         "Run all prefixes in one pass over each part of the task."
@@ -130,66 +128,44 @@ class _Runs:
         batches.keep(self.cuts[depth], precision=self.precision, folder=self.folder, progress=False)
         return _evaluate(self.cuts[depth].suffix, batches, self.precision)
 
-    def _file(self, depth:int, seed:int) -> Path: return self.work/f"{depth}-{seed}.safetensors"
-
     def learn(self, depth:int, seed:int, epochs:int):
-        "Train for so many more epochs, from where the run stands; the better of both ends is kept."
-        row = self.rows.get((depth, seed))
-        if row is None:
-            self.put_back(seed)
-            memory = next((row["peak_memory"] for row in self.rows.values() if row["depth"] == depth), None) or self.memory(depth, self.settings.get("batch_size", 16))
-            row = self.rows[depth, seed] = dict(depth=depth, block=self.blocks[depth].name, seed=seed, accuracy=None, macro_f1=None, validation_accuracy=-1.0, seconds=0.0,
-                trainable_parameters=sum(block.num_parameters() for block in self.blocks[depth:]), peak_memory=memory, epochs=0, curve=[], rungs=[])
-        before = load_file(self._file(depth, seed)) if row["epochs"] else None
-        self.put_back(seed, before)
+        "A run; the test examples are looked at once, and choose nothing."
+        memory = next((row["peak_memory"] for row in self.rows.values() if row["depth"] == depth), None) or self.memory(depth, self.settings.get("batch_size", 16))
+        self.put_back(seed) # after a forward pass in training, which moves what norms have counted
         freeze(self.model, depth)
-        history = fit(self.model, self.task, epochs, seed=seed + 1000 * len(row["rungs"]), cache=self.folder, precision=self.precision, progress=False, **self.settings)
+        history = fit(self.model, self.task, epochs, seed=seed, cache=self.folder, precision=self.precision, progress=False, **self.settings)
         if history.stopped == "interrupted": raise KeyboardInterrupt
-        if before is not None and history.validation_accuracy < row["validation_accuracy"]: self.put_back(seed, before)
-        judged = self.judge(depth, self.task.validation)
-        row["curve"] += [[row["epochs"] + epoch["epoch"], epoch["train_loss"], epoch["validation_accuracy"]] for epoch in history.epochs]
-        row["epochs"] += epochs
-        row["seconds"] += history.seconds
-        row["validation_accuracy"] = judged.accuracy
-        row["rungs"].append(dict(epochs=row["epochs"], validation_accuracy=judged.accuracy, right="".join("01"[hit] for hit in (judged.predicted == judged.labels).astype(int))))
-        learnt = {id(t) for block in self.blocks[depth:] for t in [*block.parameters(), *block.buffers()]}
-        save_file({name: t.detach().cpu().contiguous() for name, t in self.tensors.items() if id(t) in learnt}, self._file(depth, seed))
+        validation, test = (self.judge(depth, part) for part in (self.task.validation, self.task.test))
+        self.rows[depth, seed] = dict(depth=depth, block=self.blocks[depth].name, seed=seed, accuracy=test.accuracy, macro_f1=float(test.macro_f1), validation_accuracy=validation.accuracy,
+            seconds=history.seconds, trainable_parameters=sum(block.num_parameters() for block in self.blocks[depth:]), peak_memory=memory, epochs=len(history.epochs),
+            curve=[[epoch["epoch"], epoch["train_loss"], epoch["validation_accuracy"]] for epoch in history.epochs],
+            right="".join("01"[hit] for hit in (validation.predicted == validation.labels).astype(int)))
 
-    def finish(self, depth:int, seed:int):
-        "The test examples, looked at once."
-        self.put_back(seed, load_file(self._file(depth, seed)))
-        freeze(self.model, depth)
-        judged = self.judge(depth, self.task.test)
-        self.rows[depth, seed].update(accuracy=judged.accuracy, macro_f1=float(judged.macro_f1))
-        self._file(depth, seed).unlink()
+    def so_far(self, depth:int) -> float:
+        "The mean validation accuracy of a depth's runs."
+        return np.mean([row["validation_accuracy"] for row in self.rows.values() if row["depth"] == depth])
 
 # %% ../nbs/08_freeze_depth.ipynb #c33c34c4
-def rungs(budget:int # epochs of a run in full, at least 1
-         )->list[int]: # epochs after which depths are given up
-    "Successive halving (Jamieson & Talwalkar 2016): a fifth of the budget for every depth, two fifths for the better half, all of it for one."
-    return sorted({max(1, round(budget / 5)), max(1, round(2 * budget / 5)), budget})
+def rungs(depths:int, # that are tried
+          seeds:int, # at least 1
+         )->list[int]: # of length `seeds`
+    "How many depths each seed is spent on by successive halving (Jamieson & Talwalkar 2016)."
+    return [min(depths, max(1, depths >> i)) for i in range(seeds)]
 
-def _everything(runs:_Runs, depths, seeds, budget, noise, tick):
+def _everything(runs:_Runs, depths, seeds, epochs, tick):
     for depth in depths:
-        for seed in seeds:
-            runs.learn(depth, seed, budget)
-            runs.finish(depth, seed)
-            tick(depth)
-
-def _halving(runs:_Runs, depths, seeds, budget, noise, tick):
-    head, steps = len(runs.blocks) - 1, rungs(budget)
-    def on(depth, epochs):
         for seed in seeds:
             runs.learn(depth, seed, epochs)
             tick(depth)
-    if head in depths: on(head, budget) # costs next to nothing, and all gains are counted from it
+
+def _halving(runs:_Runs, depths, seeds, epochs, tick):
+    head = len(runs.blocks) - 1
     going = [depth for depth in depths if depth != head]
-    for i, (done, upto) in enumerate(pairwise([0, *steps])):
-        for depth in going: on(depth, upto - done)
-        right = {depth: np.array([list(runs.rows[depth, seed]["rungs"][-1]["right"]) for seed in seeds], float) for depth in going}
-        if i == len(steps) - 2: going = [cheapest(right, noise)[0]] if going else []
-        else: going = sorted(going, key=lambda depth: (right[depth].mean(), depth))[-max(1, len(depths) // 2 - (head in depths)):]
-    for depth, seed in runs.rows: runs.finish(depth, seed)
+    for seed, count in zip(seeds, rungs(len(going), len(seeds))):
+        if count < len(going): going = sorted(going, key=lambda depth: (runs.so_far(depth), depth))[-count:]
+        for depth in [*depths[:head in depths], *going]: # the head comes first
+            runs.learn(depth, seed, epochs)
+            tick(depth)
 
 # %% ../nbs/08_freeze_depth.ipynb #3fa5651d
 def difference(ours:np.ndarray, # float[S, V], 1 where a run of ours (a row for each seed) has a validation example right, else 0
@@ -202,7 +178,7 @@ def difference(ours:np.ndarray, # float[S, V], 1 where a run of ours (a row for 
     return each.mean(), np.sqrt(examples + (by_seed.var(ddof=1) / len(by_seed) if len(by_seed) > 1 else 0))
 
 def cheapest(right:dict[int, np.ndarray], # by depth: float[S, V], 1 where a run has a validation example right, else 0
-             noise:float=0.5, # standard errors of the difference that do not count
+             noise:float=0.25, # standard errors of the difference that do not count
             )->tuple[int, int]: # the deepest freeze depth that is within the noise of the best, and the best
     "The one-standard-error rule (Breiman et al. 1984), on paired differences."
     best = max(right, key=lambda depth: (right[depth].mean(), depth))
@@ -210,6 +186,21 @@ def cheapest(right:dict[int, np.ndarray], # by depth: float[S, V], 1 where a run
         behind, error = difference(right[best], right[depth])
         return behind <= noise * error
     return max(depth for depth in right if depth == best or near(depth)), best
+
+# %% ../nbs/08_freeze_depth.ipynb #102657dc
+def optimism(right:dict[int, np.ndarray], # by depth: float[S, V], 1 where a run has a validation example right, else 0
+             noise:float=0.25, # as `cheapest` is told
+             draws:int=100, # bootstrap samples
+            )->float: # of accuracy; about 0 where one depth is the best by far
+    "How much better the chosen depth looks than it is: choose again by resampled examples, and ask those that were not drawn (Tsamardinos et al. 2018)."
+    accuracy, (chosen, _), rng, lost = {depth: hits.mean(0) for depth, hits in right.items()}, cheapest(right, noise), np.random.default_rng(0), []
+    count = len(accuracy[chosen])
+    for _ in range(draws):
+        drawn = rng.integers(count, size=count)
+        left = np.setdiff1d(np.arange(count), drawn)
+        again, _ = cheapest({depth: hits[:, drawn] for depth, hits in right.items()}, noise)
+        if len(left): lost.append((accuracy[chosen] - accuracy[again])[left].mean())
+    return float(np.mean(lost)) if lost else 0.0
 
 # %% ../nbs/08_freeze_depth.ipynb #bba30a6b
 @dataclass
@@ -235,12 +226,12 @@ class Sweep:
     "What became of each freeze depth."
     task: str # its name
     model: str # its name
-    strategy: str # "all": each depth in full; "halving": the promising ones go on
+    strategy: str # "all": every seed for each depth; "halving": the first for all, the others for the promising ones
     blocks: list[str] # their names, from the input; the head last
     parameters: list[int] # of each block
     rows: list[dict] = field(default_factory=list) # one for each depth and seed
     labels_per_class: int|None = None # None: unknown
-    budget: int = 0 # epochs of a run in full
+    budget: int = 0 # epochs of a run
     num_validation: int = 0 # examples
     num_test: int = 0 # examples
     seconds: float = 0.0 # of everything
@@ -254,42 +245,40 @@ class Sweep:
 
     def table(self) -> pd.DataFrame:
         "One row for each depth and seed."
-        return pd.DataFrame(self.rows).drop(columns=["curve", "rungs"], errors="ignore").set_index(["depth", "seed"]).sort_index()
+        return pd.DataFrame(self.rows).drop(columns=["curve", "right"], errors="ignore").set_index(["depth", "seed"]).sort_index()
 
     def summary(self) -> pd.DataFrame:
         "One row for each depth: means over the seeds, and the spread of the accuracy."
         table = self.table().groupby("depth")
-        return pd.concat([table[["block", "epochs", "trainable_parameters", "peak_memory"]].first(), table[["accuracy", "macro_f1", "validation_accuracy", "seconds"]].mean(),
+        return pd.concat([table[["block", "trainable_parameters", "peak_memory"]].first(), table.size().rename("seeds"), table[["accuracy", "macro_f1", "validation_accuracy", "seconds"]].mean(),
                           table.accuracy.agg(lowest="min", highest="max")], axis=1)
 
-    def right(self, depth:int, epochs:int|None=None) -> np.ndarray: # float[S, V]
-        "Which validation examples the runs of a depth have right, after `epochs` if that was looked at, else at their end."
-        rows = sorted((row for row in self.rows if row["depth"] == depth), key=lambda row: row["seed"])
-        return np.array([list(next((rung for rung in row["rungs"] if rung["epochs"] == epochs), row["rungs"][-1])["right"]) for row in rows], float)
+    def right(self, depth:int) -> dict[int, np.ndarray]: # by seed: float[V]
+        "Which validation examples the runs of a depth have right: 1, else 0."
+        return {row["seed"]: np.array(list(row["right"]), float) for row in self.rows if row["depth"] == depth}
 
-    def epochs(self, depth:int) -> int: return next(row["epochs"] for row in self.rows if row["depth"] == depth)
-
-    def recommend(self, noise:float=0.5 # standard errors within which two depths count as equally good
+    def recommend(self, noise:float|None=None # standard errors within which two depths count as equally good; None: as the sweep was told
                  )->Recommendation:
-        "The cheapest depth within the noise of the best, by the validation examples alone, among those that had the whole budget."
+        "The cheapest depth within the noise of the best, by the validation examples alone, among those that had every seed."
         if not self.rows: raise ValueError("Nothing was tried yet, so there is nothing to recommend.")
-        longest, head = max(map(self.epochs, self.depths)), len(self.blocks) - 1
-        whole = {depth: self.right(depth) for depth in self.depths if self.epochs(depth) == longest}
+        noise = self.settings.get("noise", 0.25) if noise is None else noise
+        right, head = {depth: np.stack(list(self.right(depth).values())) for depth in self.depths}, len(self.blocks) - 1
+        whole = {depth: hits for depth, hits in right.items() if len(hits) == max(map(len, right.values()))}
         depth, best = cheapest(whole, noise)
-        reason = f"Of {len(whole)} depths with the whole budget, {best} has most right of {self.num_validation} validation examples ({whole[best].mean():.1%}, {_count(len(self.seeds), 'seed')})"
+        given_up = f" ({len(right) - len(whole)} given up after fewer seeds)" if len(whole) < len(right) else ""
+        reason = f"Of {_count(len(right), 'depth')}{given_up}, {best} has most right of {self.num_validation} validation examples ({whole[best].mean():.1%}, {_count(len(whole[best]), 'seed')})"
         reason += "." if depth == best else f", and {depth} ({whole[depth].mean():.1%}) is cheaper and within the noise."
-        over_head = self._gain(depth, head) if head in self.depths else None
-        over_full = self._gain(depth, 0) if 0 in self.depths else None
-        if 0 in self.depths and self.epochs(0) < longest: reason = f"{reason[:-1]}; full fine-tuning ended after {_count(self.epochs(0), 'epoch')} of {longest}, {'and is compared as it stood then' if over_full else 'too early to be compared'}."
-        return Recommendation(depth, *(gain and gain[0] for gain in (over_head, over_full)), over_head and over_head[1], reason, self.blocks[depth], over_full and over_full[1])
+        luck = optimism(right, noise)
+        over_head, over_full = (self._gain(depth, other, luck) if other in right else (None, None) for other in (head, 0))
+        if depth != head and head in right and over_head[1][0] <= 0: reason = f"{reason[:-1]}; that it is better than the head alone, so few examples cannot tell for certain."
+        return Recommendation(depth, over_head[0], over_full[0], over_head[1], reason, self.blocks[depth], over_full[1])
 
-    def _gain(self, depth:int, other:int) -> tuple[float, list[float]]|None:
-        "Over another depth, and where it lies, with 95 %; after as many epochs as both had. None, if they were not looked at after the same."
+    def _gain(self, depth:int, other:int, luck:float) -> tuple[float, list[float]]:
+        "Over another depth, with the seeds that both had, and where it lies, with 95 %."
         if depth == other: return 0.0, [0.0, 0.0]
-        epochs = min(self.epochs(depth), self.epochs(other))
-        if any(epochs not in [rung["epochs"] for rung in row["rungs"]] for row in self.rows if row["depth"] in (depth, other)): return None
-        gain, error = difference(self.right(depth, epochs), self.right(other, epochs))
-        return round(float(gain), 9), [float(gain - 1.96 * error), float(gain + 1.96 * error)] # -0.0000000000000001 is nobody's gain
+        ours, theirs = self.right(depth), self.right(other)
+        gain, error = difference(*(np.stack([hits[seed] for seed in ours if seed in theirs]) for hits in (ours, theirs)))
+        return float(gain) - luck, [float(gain - luck - 1.96 * error), float(gain - luck + 1.96 * error)]
 
     def to_json(self) -> str:
         "As text; the recommendation is in it."
@@ -323,12 +312,12 @@ class Sweep:
         "Accuracy with its spread over the seeds, and what it costs, against the freeze depth."
         table, figure = self.summary(), Picture(figsize=(8, 4.6), layout="constrained", facecolor="white")
         accuracy, cost = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-        chosen, longest = self.recommend().depth, table.epochs.max()
+        chosen = self.recommend().depth
         accuracy.fill_between(table.index, table.lowest, table.highest, color=COLOURS[1], alpha=0.15, lw=0, label="test, lowest to highest seed")
         accuracy.plot(table.accuracy, color=COLOURS[1], label="test, mean")
         accuracy.plot(table.validation_accuracy, color=COLOURS[0], ls="--", marker="s", ms=3, label="validation, mean")
-        for whole, face, label in ((True, COLOURS[1], None), (False, "white", "ended early")):
-            some = table[(table.epochs == longest) == whole]
+        for whole, face, label in ((True, COLOURS[1], None), (False, "white", "given up after fewer seeds")):
+            some = table[(table.seeds == table.seeds.max()) == whole]
             if len(some): accuracy.plot(some.accuracy, "o", color=COLOURS[1], markerfacecolor=face, label=label)
         accuracy.axvline(chosen, color="#555555", ls=":", label=f"recommended: {chosen}")
         accuracy.set(ylabel="accuracy", title=f"{self.task}: freeze depth {chosen} is recommended, {table.accuracy[chosen]:.1%} on {self.num_test} test examples")
@@ -366,9 +355,9 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
           task:Task, # learns on `task.train`, chooses on `task.validation`, and is judged once on `task.test`
           depths:Sequence[int]|None=None, # freeze depths to try; None: all
           seeds:int|Sequence[int]=3, # how many runs of each depth, or their numbers
-          strategy:str="halving", # a short budget for every depth, and the promising go on; "all": each in full
-          epochs:int|None=None, # of a run in full; None: 5 to 20, the fewer examples the more
-          noise:float=0.5, # standard errors within which two depths count as equally good
+          strategy:str="halving", # the first seed for every depth, the others for the promising ones; "all": every seed for each
+          epochs:int|None=None, # of a run; None: 5 to 20, the fewer examples the more
+          noise:float=0.25, # standard errors within which two depths count as equally good
           precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it; the frozen prefixes folded
           cache:str|Path|None=None, # keep states of the prefixes here for later runs; None: for this sweep only
           name:str|None=None, # of the model, in the result; None: its class
@@ -379,15 +368,17 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
     started, seeds = time.perf_counter(), list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     _check(seeds, strategy, epochs, settings)
     budget = default_epochs(task) if epochs is None else epochs
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
-        runs = _Runs(make_model, task, seeds, Path(work)/"states" if cache is None else Path(cache), Path(work), settings, precision)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as states:
+        runs = _Runs(make_model, task, seeds, Path(states if cache is None else cache), settings, precision)
         depths, backbone = _checked_depths(depths, len(runs.blocks)), backbone_fingerprint(runs.model)
         runs.share(depths, progress)
-        with tqdm(desc="Sweep", unit="run", disable=not progress) as bar:
+        head = len(runs.blocks) - 1 in depths
+        count = sum(rungs(len(depths) - head, len(seeds))) + head * len(seeds) if strategy == "halving" else len(depths) * len(seeds)
+        with tqdm(total=count, desc="Sweep", unit="run", disable=not progress) as bar:
             def tick(depth):
                 bar.update()
-                bar.set_postfix_str(f"depth {depth}, validation {np.mean([row['validation_accuracy'] for row in runs.rows.values() if row['depth'] == depth]):.1%}")
-            (_halving if strategy == "halving" else _everything)(runs, depths, seeds, budget, noise, tick)
+                bar.set_postfix_str(f"depth {depth}, validation {runs.so_far(depth):.1%}")
+            (_halving if strategy == "halving" else _everything)(runs, depths, seeds, budget, tick)
         return Sweep(task.name, name or type(runs.model).__name__, strategy, [block.name for block in runs.blocks], [block.num_parameters() for block in runs.blocks],
                      sorted(runs.rows.values(), key=lambda row: (row["depth"], row["seed"])), task.made.get("labels_per_class"), budget, len(task.validation), len(task.test),
                      time.perf_counter() - started, dict(precision=precision, noise=noise, **settings), backbone)

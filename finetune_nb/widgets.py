@@ -345,7 +345,7 @@ def _advice(sweep:dict) -> str: # HTML
 def _small(sweep:dict) -> dict:
     "Without what nothing draws, and rounded."
     def short(value): return round(value, 4) if isinstance(value, float) else [short(v) for v in value] if isinstance(value, list) else value
-    return sweep | dict(rows=[{name: short(value) for name, value in row.items() if name != "rungs"} for row in sweep["rows"]])
+    return sweep | dict(rows=[{name: short(value) for name, value in row.items() if name != "right"} for row in sweep["rows"]])
 
 def _lines(source:str) -> str: return "\n".join(line.strip() for line in source.splitlines() if line.strip()) # a blank line would end a piece of HTML in Markdown
 
@@ -360,7 +360,7 @@ def twin(sweep:Sweep|dict, # of a sweep, or what its JSON holds
     if depth not in range(deepest + 1): raise ValueError(f"depth must be between 0 and {deepest}, got {depth}.")
     labels, seeds = sweep.get("labels_per_class"), len({row["seed"] for row in sweep["rows"]})
     about = f"<strong>{html.escape(sweep['model'])}</strong> on <strong>{html.escape(sweep['task'])}</strong>{f', {labels} labels per class' if labels else ''}{f', {seeds} seeds' if seeds > 1 else ''}"
-    key = "<p class=key>★ recommended · ● mean, on the whole range of its seeds · ○ ended early · the dashed line is where you are</p>"
+    key = "<p class=key>★ recommended · ● mean, on the whole range of its seeds · the dashed line is where you are</p>"
     data = json.dumps(_small(sweep), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (f'<div class="depth-explorer depth-twin"><style>{_lines(_EXPLORER_CSS)}</style><p>{about}</p>'
             f'<label class="control" hidden><span>Freeze depth</span><output>{depth}</output><input type="range" min="0" max="{deepest}" step="1" value="{depth}"></label>'

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from torch import nn
 from finetune_nb import cli, data, depth, evaluate, fit, freeze, text, training, vision
 from finetune_nb.data import Examples, Task
-from finetune_nb.depth import Sweep, cheapest, difference, one_by_one, rungs, sweep, train_only
+from finetune_nb.depth import Sweep, cheapest, difference, one_by_one, optimism, rungs, sweep, train_only
 from finetune_nb.freezing import blocks, fingerprint
 
 
@@ -57,24 +57,34 @@ def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
 
 
 def test_halving_spends_what_it_says(digits):
-    halved = sweep(resnet, digits, seeds=2, epochs=5, progress=False)
-    epochs = {d: halved.epochs(d) for d in halved.depths}
-    assert sorted(epochs.values()) == [1, 1, 1, 2, 5, 5] and epochs[5] == 5, "a fifth for all, two fifths for half, all for one and for the head alone"
+    "Every depth with the first seed, the better half with the second, and half of these with the third; the head alone with all"
+    halved = sweep(resnet, digits, seeds=[4, 1, 2], epochs=1, progress=False)
+    seeds = {depth: list(halved.right(depth)) for depth in halved.depths}
+    assert sorted(map(len, seeds.values())) == [1, 1, 1, 2, 3, 3] and seeds[5] == [1, 2, 4] and all(4 in own for own in seeds.values())
+    first = {depth: halved.right(depth)[4].mean() for depth in range(5)}
+    assert min(first[depth] for depth in first if len(seeds[depth]) > 1) >= max(first[depth] for depth in first if len(seeds[depth]) == 1)
     for row in halved.rows:
-        assert [point[0] for point in row["curve"]] == list(range(1, row["epochs"] + 1)) and row["rungs"][-1]["epochs"] == row["epochs"]
-        best = [rung["validation_accuracy"] for rung in row["rungs"]]
-        assert best == sorted(best) and row["validation_accuracy"] == best[-1], "the better end is kept"
-        assert 0 <= row["accuracy"] <= 1 and row["peak_memory"] > 0
+        assert [point[0] for point in row["curve"]] == [1] and row["epochs"] == 1 and row["peak_memory"] > 0
+        assert row["validation_accuracy"] == pytest.approx(halved.right(row["depth"])[row["seed"]].mean()) and 0 <= row["accuracy"] <= 1
     recommended = halved.recommend()
-    assert epochs[recommended.depth] == 5 and recommended.interval[0] <= recommended.gain_over_head_only <= recommended.interval[1]
-    assert recommended.depth == 0 or ("full fine-tuning ended after" in recommended.reason)
+    assert len(seeds[recommended.depth]) == 3 and recommended.interval[0] <= recommended.gain_over_head_only <= recommended.interval[1]
+    assert "(4 given up after fewer seeds)" in recommended.reason and recommended.gain_over_full is not None
+    assert halved.summary().seeds.to_dict() == {depth: len(own) for depth, own in seeds.items()}
+
+
+def test_halving_tries_what_all_tries(digits):
+    "A run is the same run, whatever was tried before it"
+    halved, whole = (sweep(resnet, digits, [1, 4, 5], seeds=2, epochs=1, strategy=strategy, precision="fp32", progress=False) for strategy in ("halving", "all"))
+    def told(row): return [row["curve"], row["right"], row["accuracy"]]
+    of_whole = {(row["depth"], row["seed"]): told(row) for row in whole.rows}
+    assert len(halved.rows) == 5 < len(whole.rows) == 6 and all(told(row) == of_whole[row["depth"], row["seed"]] for row in halved.rows)
 
 
 def test_the_test_examples_choose_nothing(digits):
     "With other test labels, the same is tried and recommended"
     wrong = Task("digits", "image", digits.classes, digits.train, digits.validation, Examples(digits.test.inputs, (digits.test.labels + 1) % 10))
     ours, theirs = (sweep(resnet, task, seeds=1, epochs=3, progress=False) for task in (digits, wrong))
-    assert ours.recommend() == theirs.recommend() and [r["rungs"] for r in ours.rows] == [r["rungs"] for r in theirs.rows]
+    assert ours.recommend() == theirs.recommend() and [r["right"] for r in ours.rows] == [r["right"] for r in theirs.rows]
     assert [r["accuracy"] for r in ours.rows] != [r["accuracy"] for r in theirs.rows]
 
 
@@ -93,10 +103,10 @@ def test_augmentation_and_networks_that_cannot_be_cut(digits):
     assert augmented.depths == [3, 5]
 
 
-def made_up(right, epochs=None, blocks=3):
+def made_up(right, blocks=3):
     "A sweep whose runs have these validation examples right"
-    rows = [dict(depth=d, block=f"block{d}", seed=s, accuracy=0.5, macro_f1=0.5, validation_accuracy=float(np.mean(run)), seconds=1.0, trainable_parameters=blocks - d, peak_memory=1, epochs=(epochs or {}).get(d, 10),
-                 curve=[], rungs=[dict(epochs=(epochs or {}).get(d, 10), validation_accuracy=float(np.mean(run)), right="".join(str(int(x)) for x in run))]) for d, runs in right.items() for s, run in enumerate(runs)]
+    rows = [dict(depth=d, block=f"block{d}", seed=s, accuracy=0.5, macro_f1=0.5, validation_accuracy=float(np.mean(run)), seconds=1.0, trainable_parameters=blocks - d, peak_memory=1, epochs=10,
+                 curve=[], right="".join(str(int(x)) for x in run)) for d, runs in right.items() for s, run in enumerate(runs)]
     return Sweep("made up", "none", "all", [f"block{i}" for i in range(blocks)], [1] * blocks, rows, budget=10, num_validation=np.shape(right[max(right)])[1])
 
 
@@ -105,14 +115,30 @@ def test_recommends_the_cheapest_within_the_noise():
     good = (rng.random((3, 200)) < 0.9).astype(int)
     nearly, bad = good.copy(), good * (rng.random((3, 200)) < 0.8)
     nearly[0, 0] = 1 - good[0, 0]
-    assert made_up({0: good, 1: good, 2: bad}).recommend().depth == 1 and made_up({0: good, 1: nearly, 2: bad}).recommend().depth == 1
-    found = made_up({0: good, 1: nearly, 2: bad}).recommend()
-    assert found.gain_over_head_only == pytest.approx(nearly.mean() - bad.mean()) and found.interval[0] > 0
+    assert made_up({0: good, 1: good, 2: bad}).recommend().depth == 1 and made_up({0: good, 1: nearly, 2: bad}).recommend(noise=0.5).depth == 1
+    found = made_up({0: good, 1: nearly, 2: bad}).recommend(noise=0.5)
+    assert found.gain_over_head_only == pytest.approx(nearly.mean() - bad.mean(), abs=0.005) and found.interval[0] > 0
     assert made_up({0: good, 2: bad}).recommend().depth == 0
     assert made_up({0: good, 1: bad, 2: good}).recommend().gain_over_head_only == 0
     assert made_up({0: good, 1: bad}).recommend().gain_over_head_only is None and made_up({1: good, 2: bad}).recommend().gain_over_full is None
-    early = made_up({0: good, 1: bad, 2: bad}, {0: 2}).recommend()
-    assert early.depth != 0 and early.gain_over_full is None and "after 2 epochs of 10, too early to be compared" in early.reason, "what ended early is no candidate"
+    fewer = made_up({0: good[:1], 1: bad, 2: bad}).recommend()
+    assert fewer.depth != 0 and "1 given up after fewer seeds" in fewer.reason, "what had fewer seeds is no candidate"
+    assert fewer.gain_over_full == pytest.approx(bad[0].mean() - good[0].mean(), abs=0.02), "and is compared with the seeds that both had"
+
+
+def test_the_lucky_one_is_seen_through():
+    "The best of six that are equally good has no gain; one that is better by far keeps its own"
+    rng, seems, left = np.random.default_rng(0), [], []
+    for _ in range(60):
+        sweep = made_up({depth: (rng.random((1, 200)) < 0.9).astype(int) for depth in range(6)}, blocks=6)
+        found = sweep.recommend(noise=0)
+        seems.append(sweep.right(found.depth)[0].mean() - sweep.right(5)[0].mean())
+        left.append(found.gain_over_head_only)
+    assert np.mean(seems) > 0.02 and abs(np.mean(left)) < np.mean(seems) / 2
+    good = (rng.random((3, 200)) < 0.95).astype(int)
+    far = made_up({0: good * 0, 1: good, 2: good * (rng.random((3, 200)) < 0.7)})
+    assert far.recommend().gain_over_head_only == pytest.approx(good.mean() - np.mean(list(far.right(2).values())))
+    assert optimism({0: good[:, :1]}) == 0, "a single example cannot be left out"
 
 
 def test_the_interval_holds_the_truth_where_the_truth_is_known():
@@ -213,6 +239,6 @@ def test_an_interrupted_command_has_no_result(monkeypatch, capsys):
 
 
 def test_a_sweep_that_ended_can_be_saved_whatever_it_was_told():
-    rows = [dict(depth=depth, block=str(depth), seed=0, accuracy=0.5, macro_f1=0.5, validation_accuracy=0.5, seconds=1.0, trainable_parameters=1, peak_memory=1, epochs=2, curve=[], rungs=[dict(epochs=2, validation_accuracy=0.5, right="01")]) for depth in (0, 1)]
+    rows = [dict(depth=depth, block=str(depth), seed=0, accuracy=0.5, macro_f1=0.5, validation_accuracy=0.5, seconds=1.0, trainable_parameters=1, peak_memory=1, epochs=2, curve=[], right="01") for depth in (0, 1)]
     told = Sweep("digits", "small", "all", ["stem", "head"], [1, 1], rows, budget=2, settings=dict(clip=float("inf")))
     assert Sweep.from_json(told.to_json()).settings == dict(clip="inf")

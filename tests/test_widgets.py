@@ -115,7 +115,7 @@ def test_a_twin_of_a_bert_is_small():
     names = ["embeddings", *(f"layer.{i}" for i in range(12)), "head"]
     curve = [[epoch, 0.123456789, 0.5 + epoch / 100] for epoch in range(1, 21)]
     rows = [dict(depth=d, block=n, seed=s, accuracy=0.5 + d / 50, macro_f1=0.5, validation_accuracy=0.5, seconds=3.0, trainable_parameters=10**7, peak_memory=10**8, epochs=20, curve=curve,
-                 rungs=[dict(right="01" * 500)]) for d, n in enumerate(names) for s in range(5)]
+                 right="01" * 500) for d, n in enumerate(names) for s in range(5)]
     whole = twin(dict(task="topics", model="bert-base-uncased", blocks=names, parameters=[10**7] * 14, rows=rows, recommendation=None))
     assert len(whole.encode()) < 200_000 and "01" * 500 not in whole
 
