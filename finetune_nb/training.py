@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_dropout, run_prefix, to_device
+from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, Suffix, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_dropout, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -171,8 +171,8 @@ def _predict(model:nn.Module, batches:_Batches, precision:str) -> np.ndarray: # 
     "`float[N, C]` log-probabilities, in the order of the examples."
     outputs, positions, device, network = [], [], next(model.parameters()).device, model
     with evaluating(model):
-        if _may_round(model, precision) and batches.states is None and len(batches) >= _PAYS:
-            few = to_device(batches.collate(batches.encoded[:2]), device)
+        if _may_round(model, precision) and len(batches) >= _PAYS and not (isinstance(model, Suffix) and model.recall is None): # a head alone is fast as it is
+            few = to_device(batches._inputs([0, 1], torch.tensor([0, 1]), 0), device)
             network = _fast(model, [model], lambda network: [_logits(network, few)])
         with autocast(model, precision):
             for batch in batches.epoch():
@@ -320,6 +320,11 @@ def _check_settings(model, task, depths, epochs, batch_size, learning_rate, head
         raise ValueError("Nothing can learn: every parameter has requires_grad=False. Call freeze(model, depth), which leaves the head free.")
 
 # %% ../nbs/05_training.ipynb #8c5e40b0
+def _in_plain_order(parameter:nn.Parameter) -> nn.Parameter:
+    "The same memory, in which a convolution's weights are laid out channels last, read in the order in which it lies: the fused AdamW copies what it has to read in another, on every step."
+    if parameter.dim() != 4 or parameter.is_contiguous() or not parameter.is_contiguous(memory_format=torch.channels_last): return parameter
+    return nn.Parameter(parameter.detach().permute(0, 2, 3, 1))
+
 class _Run:
     "A fit: what it is made of, and how far it has come."
     def __init__(self, model:nn.Module, task:Task, settings:dict, depths:list[int], keep:dict|None, progress:bool):
@@ -334,12 +339,13 @@ class _Run:
         self.how_to_keep = keep # states, for `run_prefix`; None: not at all
         self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
         groups = parameter_groups(model, self.shallowest, *(settings[name] for name in ("learning_rate", "head_learning_rate", "layer_decay", "weight_decay")))
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.plain = {p: _in_plain_order(p) for group in groups for p in group["params"]}
+        self.learnt, self.reordered = list(self.plain), [(p, view) for p, view in self.plain.items() if view is not p]
+        self.optimizer = torch.optim.AdamW([group | dict(params=[self.plain[p] for p in group["params"]]) for group in groups], fused=True)
         self.stepper = self.optimizer if self.accelerator.scaler is None else self.accelerator.prepare(self.optimizer) # Accelerate's scales the loss where it must, and costs half a millisecond a step
         self.alone = self.world == 1 and self.accelerator.scaler is None # then PyTorch's own functions do the same as Accelerate's, and sooner
         self.steps = settings["epochs"] * len(self.train)
         self.scheduler = _schedule(self.optimizer, self.steps, settings["warmup"])
-        self.learnt = [p for group in groups for p in group["params"]]
         moves = {id(t) for t in self.learnt} | {id(b) for block in blocks(model)[self.shallowest:] for b in block.buffers()}
         self.moving = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if id(t) in moves}
         self.history, self.best, self.best_score = History(settings), self.snapshot(), (-1.0, 0.0)
@@ -423,7 +429,7 @@ class _Run:
         accelerator, optimizer = self.accelerator, self.stepper
         backward, clip = (torch.Tensor.backward, nn.utils.clip_grad_norm_) if self.alone else (accelerator.backward, accelerator.clip_grad_norm_)
         for batch in self.train.epoch(self.epoch, self.batch):
-            for parameter in self.learnt: parameter.grad = None # what zero_grad does, less its bookkeeping
+            for parameter in (*self.learnt, *self.plain.values()): parameter.grad = None # what zero_grad does, less its bookkeeping
             inputs, labels = to_device(batch.inputs, accelerator.device), batch.labels.to(accelerator.device)
             with self.autocast: logits = _logits(self.learner, inputs)
             if logits.dtype.itemsize < 4: logits = logits.float() # a loss needs more digits
@@ -433,6 +439,7 @@ class _Run:
             value = loss.item() if self.world == 1 else accelerator.reduce(loss.detach(), "mean").item()
             if not math.isfinite(value): raise self.diverged(value, self.step + 1, inputs)
             backward(loss)
+            for parameter, view in self.reordered: view.grad = parameter.grad if parameter.grad is None else parameter.grad.permute(0, 2, 3, 1)
             clip(self.learnt, self.settings["clip"])
             optimizer.step()
             self.scheduler.step()
@@ -498,7 +505,7 @@ class _Checkpoints:
         if not run.main: return
         optimizer = run.optimizer
         tensors = {f"now.{name}": t for name, t in run.moving.items()} | {f"best.{name}": t for name, t in run.best.items()}
-        for name, parameter in run.moving.items(): tensors |= {f"optimizer.{name}.{key}": t for key, t in optimizer.state.get(parameter, {}).items()}
+        for name, parameter in run.moving.items(): tensors |= {f"optimizer.{name}.{key}": t for key, t in optimizer.state.get(run.plain.get(parameter), {}).items()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = dict(identity=run.identity, epoch=run.epoch, batch=run.batch, step=run.step, total=run.total, seconds=time.perf_counter() - run.started, randomness=randomness,
                      scheduler=run.scheduler.last_epoch,
@@ -537,7 +544,7 @@ class _Checkpoints:
         with torch.no_grad():
             for name, tensor in run.moving.items(): tensor.copy_(tensors[f"now.{name}"])
         run.best = {name: torch.empty_like(t).copy_(tensors[f"best.{name}"]) for name, t in run.moving.items()}
-        for name, parameter in run.moving.items():
+        for name, parameter in ((name, run.plain.get(t)) for name, t in run.moving.items()):
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (kept := tensors.get(f"optimizer.{name}.{key}")) is not None: # in the parameter's memory order, which the fused AdamW takes for granted
                     run.optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(kept) if kept.shape == parameter.shape else kept.to(parameter.device)
