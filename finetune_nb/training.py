@@ -505,7 +505,9 @@ class _Checkpoints:
         if not run.main: return
         optimizer = run.optimizer
         tensors = {f"now.{name}": t for name, t in run.moving.items()} | {f"best.{name}": t for name, t in run.best.items()}
-        for name, parameter in run.moving.items(): tensors |= {f"optimizer.{name}.{key}": t for key, t in optimizer.state.get(run.plain.get(parameter), {}).items()}
+        for name, parameter in run.moving.items():
+            view = run.plain.get(parameter)
+            tensors |= {f"optimizer.{name}.{key}": t if view is parameter or t.dim() == 0 else t.permute(0, 3, 1, 2) for key, t in optimizer.state.get(view, {}).items()} # whatever the layout is in memory
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         about = dict(identity=run.identity, epoch=run.epoch, batch=run.batch, step=run.step, total=run.total, seconds=time.perf_counter() - run.started, randomness=randomness,
                      scheduler=run.scheduler.last_epoch,
@@ -544,10 +546,12 @@ class _Checkpoints:
         with torch.no_grad():
             for name, tensor in run.moving.items(): tensor.copy_(tensors[f"now.{name}"])
         run.best = {name: torch.empty_like(t).copy_(tensors[f"best.{name}"]) for name, t in run.moving.items()}
-        for name, parameter in ((name, run.plain.get(t)) for name, t in run.moving.items()):
+        for name, parameter in run.moving.items():
+            view = run.plain.get(parameter)
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (kept := tensors.get(f"optimizer.{name}.{key}")) is not None: # in the parameter's memory order, which the fused AdamW takes for granted
-                    run.optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(kept) if kept.shape == parameter.shape else kept.to(parameter.device)
+                    kept = torch.empty_like(parameter, requires_grad=False).copy_(kept) if kept.shape == parameter.shape else kept.to(parameter.device)
+                    run.optimizer.state[view][key] = kept if view is parameter or kept.dim() == 0 else kept.permute(0, 2, 3, 1)
         run.scheduler.load_state_dict(run.scheduler.state_dict() | dict(last_epoch=about["scheduler"] - 1, _step_count=about["scheduler"]))
         run.optimizer._opt_called = True # the scheduler wants to see a step before its own
         run.scheduler.step() # sets the learning rates

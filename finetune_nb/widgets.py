@@ -359,7 +359,8 @@ def twin(sweep:Sweep|dict, # of a sweep, or what its JSON holds
     if depth is None: depth = (sweep.get("recommendation") or {}).get("depth", deepest)
     if depth not in range(deepest + 1): raise ValueError(f"depth must be between 0 and {deepest}, got {depth}.")
     labels, seeds = sweep.get("labels_per_class"), len({row["seed"] for row in sweep["rows"]})
-    about = f"<strong>{html.escape(sweep['model'])}</strong> on <strong>{html.escape(sweep['task'])}</strong>{f', {labels} labels per class' if labels else ''}{f', {seeds} seeds' if seeds > 1 else ''}"
+    up_to = "up to " if len(sweep["rows"]) < seeds * len({row["depth"] for row in sweep["rows"]}) else ""
+    about = f"<strong>{html.escape(sweep['model'])}</strong> on <strong>{html.escape(sweep['task'])}</strong>{f', {labels} labels per class' if labels else ''}{f', {up_to}{seeds} seeds' if seeds > 1 else ''}"
     key = "<p class=key>★ recommended · ● mean, on the whole range of its seeds · the dashed line is where you are</p>"
     data = json.dumps(_small(sweep), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return (f'<div class="depth-explorer depth-twin"><style>{_lines(_EXPLORER_CSS)}</style><p>{about}</p>'

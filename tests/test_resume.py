@@ -1,5 +1,5 @@
 """A run that is killed with `kill -9` and resumed ends with the same weights, bit for bit, as one that was not."""
-import json, multiprocessing, os, random, signal, time
+import json, multiprocessing, os, random, shutil, signal, time
 from pathlib import Path
 
 import pytest, torch
@@ -171,3 +171,27 @@ def test_other_layers_that_learn_are_another_run(task, tmp_path):
         return fit(model, task, epochs=2, checkpoint=tmp_path, progress=False, **how)
     part(True)
     with pytest.raises(ValueError, match="belongs to another run; different are: what learns"): part(False, resume=True)
+
+
+def test_how_weights_lie_in_memory_is_not_part_of_a_checkpoint(tmp_path):
+    "Convolutions channels last: resumed in the same layout, the same bit for bit; in another, a checkpoint of the same shapes"
+    images = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    part = Examples(images, images.mean((1, 2, 3)).gt(0).long())
+    task = Task("bright", "image", ["no", "yes"], part, part, part)
+    def made(layout):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(8, 2)).to(memory_format=layout)
+    def run(layout, folder):
+        model = made(layout)
+        history = fit(model, task, epochs=4, batch_size=8, precision="fp32", checkpoint=folder, every=2, keep_last=9, resume=True, progress=False)
+        return fingerprint(model), history.train_loss
+    expected = run(torch.channels_last, tmp_path/"whole")
+    middle = sorted((tmp_path/"whole").glob("step-*.safetensors"))[2]
+    weight = load_file(middle)["optimizer.1.0.weight.exp_avg"]
+    assert weight.shape == (8, 8, 3, 3) and weight.abs().max() > 0
+    for layout in (torch.channels_last, torch.contiguous_format):
+        folder = tmp_path/str(layout)
+        folder.mkdir()
+        shutil.copy(middle, folder)
+        weights, losses = run(layout, folder)
+        assert weights == expected[0] and losses == expected[1] if layout == torch.channels_last else losses == pytest.approx(expected[1], rel=1e-4)
