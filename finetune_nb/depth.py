@@ -270,7 +270,7 @@ class Sweep:
         reason += "." if depth == best else f", and {depth} ({whole[depth].mean():.1%}) is cheaper and within the noise."
         luck = optimism(right, noise)
         over_head, over_full = (self._gain(depth, other, luck) if other in right else (None, None) for other in (head, 0))
-        if depth != head and head in right and over_head[1][0] <= 0: reason = f"{reason[:-1]}; that it is better than the head alone, so few examples cannot tell for certain."
+        if depth != head and head in right and over_head[1][0] <= 0: reason = f"{reason[:-1]}; whether it is better than the head alone, these examples cannot tell for certain."
         return Recommendation(depth, over_head[0], over_full[0], over_head[1], reason, self.blocks[depth], over_full[1])
 
     def _gain(self, depth:int, other:int, luck:float) -> tuple[float, list[float]]:
