@@ -234,10 +234,10 @@ def run(seed:_Seed=0,
 
 # %% ../nbs/20_command_line.ipynb #a24c707d
 _depth = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-app.add_typer(_depth, name="depth", help="Try every freeze depth, and recommend one: `depth image`, `depth text`.")
+app.add_typer(_depth, name="depth", help="Try freeze depths, and recommend one: `depth image`, `depth text`.")
 
 _Seeds = _option(int, "Runs of each depth, from other first weights of the head, in another order.", min=1)
-_Strategy = _option(str, "`halving`: one seed for every depth, the others for the promising ones. `all`: every seed for each.")
+_Strategy = _option(str, "`halving`: one seed closes in on the best depths, the others repeat the promising ones. `all`: every seed for each.")
 _Budget = _option(Optional[int], "Passes over the training examples, of a run. [default: 5 to 20, the fewer examples the more]", min=1)
 _Compare = _option(bool, "Also do every seed for every depth one by one, with nothing shared, and compare the time.", "--compare")
 _Save = _option(Optional[Path], "Write the sweep here as JSON, and its figure beside it as PNG.")

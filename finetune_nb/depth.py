@@ -146,11 +146,15 @@ class _Runs:
         return np.mean([row["validation_accuracy"] for row in self.rows.values() if row["depth"] == depth])
 
 # %% ../nbs/08_freeze_depth.ipynb #c33c34c4
-def rungs(depths:int, # that are tried
+def _first_step(depths:int) -> int: return max(1, (depths - 1) // 2) # the first, the middle, the last
+
+def rungs(depths:int, # there are, the head alone not counted
           seeds:int, # at least 1
          )->list[int]: # of length `seeds`
-    "How many depths each seed is spent on by successive halving (Jamieson & Talwalkar 2016)."
-    return [min(depths, max(1, depths >> i)) for i in range(seeds)]
+    "On how many depths each seed is spent, at most: the first closes in on the best, the others halve what is left (Jamieson & Talwalkar 2016)."
+    step = _first_step(depths)
+    tried = min(depths, len(range(0, depths, step)) + 2 * (step.bit_length() - 1)) # two neighbours each time that the step is halved
+    return [min(tried, max(1, tried >> i)) for i in range(seeds)]
 
 def _everything(runs:_Runs, depths, seeds, epochs, tick):
     for depth in depths:
@@ -159,13 +163,23 @@ def _everything(runs:_Runs, depths, seeds, epochs, tick):
             tick(depth)
 
 def _halving(runs:_Runs, depths, seeds, epochs, tick):
-    head = len(runs.blocks) - 1
-    going = [depth for depth in depths if depth != head]
-    for seed, count in zip(seeds, rungs(len(going), len(seeds))):
-        if count < len(going): going = sorted(going, key=lambda depth: (runs.so_far(depth), depth))[-count:]
-        for depth in [*depths[:head in depths], *going]: # the head comes first
+    head, others = len(runs.blocks) - 1, sorted(set(depths) - {len(runs.blocks) - 1})
+    def better(depth): return runs.so_far(depth), depth
+    def learn(wanted, seed):
+        for depth in wanted:
             runs.learn(depth, seed, epochs)
             tick(depth)
+    for seed in seeds: learn({head} & set(depths), seed)
+    step, tried = _first_step(len(others)), []
+    near = others[::step]
+    while step and others:
+        learn(near[::-1], seeds[0]) # the cheap ones first
+        tried, step = tried + near, step // 2
+        best = others.index(max(tried, key=better))
+        near = [others[i] for i in (best - step, best + step) if 0 <= i < len(others) and others[i] not in tried]
+    for seed, count in zip(seeds[1:], rungs(len(others), len(seeds))[1:]):
+        tried = sorted(tried, key=better)[-count:]
+        learn(tried, seed)
 
 # %% ../nbs/08_freeze_depth.ipynb #3fa5651d
 def difference(ours:np.ndarray, # float[S, V], 1 where a run of ours (a row for each seed) has a validation example right, else 0
@@ -226,7 +240,7 @@ class Sweep:
     "What became of each freeze depth."
     task: str # its name
     model: str # its name
-    strategy: str # "all": every seed for each depth; "halving": the first for all, the others for the promising ones
+    strategy: str # "all": every seed for each depth; "halving": the first closes in on the best, the others repeat what is promising
     blocks: list[str] # their names, from the input; the head last
     parameters: list[int] # of each block
     rows: list[dict] = field(default_factory=list) # one for each depth and seed
@@ -265,8 +279,8 @@ class Sweep:
         right, head = {depth: np.stack(list(self.right(depth).values())) for depth in self.depths}, len(self.blocks) - 1
         whole = {depth: hits for depth, hits in right.items() if len(hits) == max(map(len, right.values()))}
         depth, best = cheapest(whole, noise)
-        given_up = f" ({len(right) - len(whole)} given up after fewer seeds)" if len(whole) < len(right) else ""
-        reason = f"Of {_count(len(right), 'depth')}{given_up}, {best} has most right of {self.num_validation} validation examples ({whole[best].mean():.1%}, {_count(len(whole[best]), 'seed')})"
+        left = ", ".join(f"{count} {why}" for count, why in ((len(self.blocks) - len(right), "not tried"), (len(right) - len(whole), "given up after fewer seeds")) if count)
+        reason = f"Of {_count(len(self.blocks), 'depth')}{f' ({left})' * bool(left)}, {best} has most right of {self.num_validation} validation examples ({whole[best].mean():.1%}, {_count(len(whole[best]), 'seed')})"
         reason += "." if depth == best else f", and {depth} ({whole[depth].mean():.1%}) is cheaper and within the noise."
         luck = optimism(right, noise)
         over_head, over_full = (self._gain(depth, other, luck) if other in right else (None, None) for other in (head, 0))
@@ -355,7 +369,7 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
           task:Task, # learns on `task.train`, chooses on `task.validation`, and is judged once on `task.test`
           depths:Sequence[int]|None=None, # freeze depths to try; None: all
           seeds:int|Sequence[int]=3, # how many runs of each depth, or their numbers
-          strategy:str="halving", # the first seed for every depth, the others for the promising ones; "all": every seed for each
+          strategy:str="halving", # the first seed closes in on the best depths, the others repeat the promising ones; "all": every seed for each
           epochs:int|None=None, # of a run; None: 5 to 20, the fewer examples the more
           noise:float=0.25, # standard errors within which two depths count as equally good
           precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it; the frozen prefixes folded
@@ -379,6 +393,8 @@ def sweep(make_model:Callable[[int], nn.Module], # a classifier with the head's 
                 bar.update()
                 bar.set_postfix_str(f"depth {depth}, validation {runs.so_far(depth):.1%}")
             (_halving if strategy == "halving" else _everything)(runs, depths, seeds, budget, tick)
+            bar.total = bar.n # closing in can need fewer
+            bar.refresh()
         return Sweep(task.name, name or type(runs.model).__name__, strategy, [block.name for block in runs.blocks], [block.num_parameters() for block in runs.blocks],
                      sorted(runs.rows.values(), key=lambda row: (row["depth"], row["seed"])), task.made.get("labels_per_class"), budget, len(task.validation), len(task.test),
                      time.perf_counter() - started, dict(precision=precision, noise=noise, **settings), backbone)

@@ -150,6 +150,7 @@ class Recipe:
     jitter: tuple[float, float] = (0.8, 1.1) # factors between which one map of a system is scaled in each rendering
     turn: float = 30.0 # degrees that a rendering is turned, at most, to either side
     mirror: float = 0.0 # share of the renderings that are mirrored
+    crop: float = 1.0 # the least share of its side that a random crop of the image keeps, before it is enlarged again; 1: no crops
     points: int = 12_288 # of the chaos game, for each fractal
     seed: int = 0 # of the systems, the images and the first weights
     precision: str = "auto" # "fp32", "bf16", or "auto": bf16 where the processor has it
@@ -161,6 +162,7 @@ class Recipe:
             if getattr(self, name) < least: raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         for name in ("pairs", "dead_leaves", "grey", "mirror"):
             if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}.")
+        if not 0 < self.crop <= 1: raise ValueError(f"crop is a share above 0, at most 1, got {self.crop}.")
         if not 0 < self.warmup < 1: raise ValueError(f"warmup is a share of the steps between 0 and 1, got {self.warmup}.")
         if not self.learning_rate > 0: raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}.")
         if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1]: raise ValueError(f"jitter must be two factors above 0, the smaller one first, got {self.jitter}.")
@@ -211,6 +213,13 @@ def _dead_leaves(count:int, size:int, random:_Random, leaves:int=40) -> torch.Te
         top.masked_fill_(inside, leaf)
     return (0.15 * random.normal(count, 3, leaves)).gather(2, top.flatten(1)[:, None].expand(-1, 3, -1)).view(count, 3, size, size)
 
+def _cropped(images:torch.Tensor, least:float, random:_Random) -> torch.Tensor:
+    "A random part of each image, at least `least` of its width and its height, as large as the image was."
+    kept = random.uniform(2, len(images), low=least)
+    start = (2 * random.uniform(2, len(images)) - 1) * (1 - kept)
+    moves = torch.cat([torch.diag_embed(kept.T), start.T[:, :, None]], -1)
+    return F.grid_sample(images, F.affine_grid(moves, images.shape, align_corners=False), padding_mode="border", align_corners=False)
+
 def draw_batch(recipe:Recipe, # what to draw
                systems:Systems, # `sample_systems(recipe.classes, recipe.seed)`; the images are made on its device
                step:int, # from 0
@@ -234,6 +243,7 @@ def draw_batch(recipe:Recipe, # what to draw
     images[second] = images[second].lerp(colour[B:], opaque[B:])
     grey = random.uniform(B) < recipe.grey
     images[grey] = torch.einsum("bchw,c->bhw", images[grey], images.new_tensor(_LUMINANCE))[:, None].expand(-1, 3, -1, -1)
+    if recipe.crop < 1: images = _cropped(images, recipe.crop, random)
     if recipe.grain: images.add_(random.grain(B, 3, S, S).mul_(recipe.grain * random.uniform(B, 1, 1, 1)))
     target = images.new_zeros(B, len(systems)).index_put_((owner, classes), images.new_ones(()))
     return images.clamp_(0, 1), target / target.sum(1, keepdim=True)
