@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 from tqdm.auto import tqdm
 
-from .cache import has_bf16
+from .cache import fast_learner, has_bf16
 from .data import Examples
 from .freezing import blocks
 from .gradient import Picture
@@ -362,6 +362,7 @@ def pretrain(recipe:Recipe, # what to draw and how to learn
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         network = resnet18(num_classes=recipe.classes).to(device, memory_format=torch.channels_last).train()
+    learner = fast_learner(network)
     groups = [dict(params=[p for p in network.parameters() if (p.ndim > 1) == decays], weight_decay=recipe.weight_decay * decays) for decays in (True, False)]
     optimizer = torch.optim.AdamW(groups, recipe.learning_rate, fused=True)
     rise = recipe.warmup + 1e-9 * (recipe.warmup * recipe.steps == 1) # OneCycleLR divides by the steps of the rise less one
@@ -377,7 +378,7 @@ def pretrain(recipe:Recipe, # what to draw and how to learn
         while run.step < last:
             images, target = draw_batch(recipe, systems, run.step)
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16" and run.step >= recipe.fp32_steps):
-                scores = network(normalise(images).contiguous(memory_format=torch.channels_last)).float()
+                scores = learner(normalise(images).contiguous(memory_format=torch.channels_last)).float()
             loss = F.cross_entropy(scores, target)
             if not math.isfinite(loss.item()):
                 raise TrainingDiverged(f"The loss became {loss.item()} at step {run.step}: the learning rate ({recipe.learning_rate:g}) is probably too large, try a third of it in a new folder.")

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, Suffix, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_dropout, run_prefix, to_device
+from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, Suffix, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_learner, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -379,7 +379,7 @@ class _Run:
             views = self.how_to_keep["views"]
             self.train.keep(self.cut, **self.how_to_keep, progress=self.progress)
             self.validation.keep(self.cut, **self.how_to_keep | dict(views=None), progress=self.progress)
-            learner, kept = fast_dropout(self.cut.suffix) if _may_round(self.model, self.settings["precision"]) else self.cut.suffix, [self.train.states, self.validation.states]
+            learner, kept = self.cut.suffix, [self.train.states, self.validation.states]
             where = " and ".join(dict.fromkeys(states.where for states in kept))
             self._say(f"{self.depth} frozen blocks run once for {sum(map(len, kept)):,} examples{f' ({views} views of each to learn from)' if views else ''}: "
                       f"{_size(sum(states.bytes for states in kept))} {where}, {sum(states.seconds for states in kept):.1f} s")
@@ -387,7 +387,8 @@ class _Run:
             for part in (self.train, self.validation): part.forget(self.progress)
             if reason: self._say(f"{self.depth} frozen blocks run in every epoch: {reason}")
         if self.learner is not None: self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
-        self.learner, self.autocast = self.accelerator.prepare(learner), autocast(learner, self.settings["precision"])
+        self.autocast = autocast(learner, self.settings["precision"])
+        self.learner = self.accelerator.prepare(fast_learner(learner) if _may_round(self.model, self.settings["precision"]) else learner)
 
     def _say(self, line:str):
         self.history.prefix = f"{self.history.prefix}; {line}" if self.history.prefix else line

@@ -211,7 +211,7 @@ def test_folding_leaves_no_norm_and_the_same_states(noise):
 def test_fast_dropout_hides_its_share_and_the_suffix_shares_what_learns(mood, tokenizer):
     model = written("bert", tokenizer)
     suffix = Cut(model, 2, model.collate(model.encode(mood.train.inputs[:2]))).suffix
-    found = cache.fast_dropout(suffix)
+    found = cache.fast_learner(suffix)
     assert not any(type(module) is nn.Dropout for module in found.modules()) and any(type(module) is nn.Dropout for module in suffix.modules())
     assert [id(p) for p in found.parameters()] == [id(p) for p in suffix.parameters()]
     torch.manual_seed(0)
@@ -222,6 +222,25 @@ def test_fast_dropout_hides_its_share_and_the_suffix_shares_what_learns(mood, to
         assert torch.equal(x.grad, y.detach()), "what is hidden learns nothing"
         assert abs((y == 0).float().mean() - share) < 0.002 and torch.allclose(y[y != 0], torch.tensor(1 / (1 - share))), "and the rest is scaled, so that the mean stays"
         assert torch.equal(dropout.eval()(x), x)
+
+
+@pytest.mark.parametrize("shape, how", [((512, 2, 2), dict(kernel_size=3, padding=1)), ((256, 4, 4), dict(kernel_size=3, padding=1, stride=2)), ((128, 4, 4), dict(kernel_size=1, stride=2)),
+                                        ((128, 3, 5), dict(kernel_size=(2, 4), padding=(0, 1), stride=(2, 3), bias=True)), ((128, 7, 7), dict(kernel_size=3, padding=1))])
+def test_a_convolution_of_a_tiny_map_is_a_product_of_matrices(shape, how):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(shape[0], 96, **{"bias": False} | how).to(memory_format=torch.channels_last)
+    fast, x = cache.fast_learner(nn.Sequential(plain))[0], torch.randn(5, *shape)
+    assert type(fast) is cache._Convolution and fast.weight is plain.weight and type(plain) is nn.Conv2d
+    (ours, theirs), weights = [layer(x.requires_grad_()) for layer in (fast, plain)], list(plain.parameters())
+    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
+    there = torch.randn_like(theirs)
+    for a, b in zip(*(torch.autograd.grad(y, [x, *weights], there) for y in (ours, theirs))): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [dict(groups=2), dict(dilation=2), dict(padding="same"), dict(padding_mode="circular"), dict(in_channels=64)])
+def test_other_convolutions_stay_as_they_are(how):
+    layer = nn.Conv2d(**dict(in_channels=128, out_channels=8, kernel_size=3, padding=1) | how)
+    assert cache.fast_learner(nn.Sequential(layer))[0] is layer
 
 
 needs_bf16 = pytest.mark.skipif(not cache.has_bf16(torch.device("cpu")), reason="this processor does not multiply in bfloat16")
