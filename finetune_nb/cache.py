@@ -255,8 +255,8 @@ class _Convolution(nn.Conv2d):
         windows = x.unfold(1, height, down).unfold(2, width, right).permute(0, 1, 2, 4, 5, 3).flatten(3)
         return F.linear(windows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
 
-def _can_be_a_product(m:nn.Module) -> bool:
-    return type(m) is nn.Conv2d and m.in_channels >= 128 and m.padding_mode == "zeros" and isinstance(m.padding, tuple) and m.dilation == (1, 1) and m.groups == 1
+def _is_plain(m:nn.Module) -> bool: # a convolution that pads with so many zeros
+    return type(m) in (nn.Conv2d, _Convolution) and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
 
 def _as_product(convolution:nn.Conv2d) -> _Convolution:
     "The same, and its very weights."
@@ -269,7 +269,8 @@ def fast_learner(learner:nn.Module # a model, or the suffix of a cut
     "What learns, faster on a CPU: its dropout draws other masks, as likely, and convolutions of tiny maps are products of matrices."
     if next(learner.parameters()).device.type != "cpu": return learner
     dropouts = {m: _Dropout(m.p) for m in learner.modules() if type(m) is nn.Dropout and not m.inplace and m.p < 1}
-    return _twin(learner, dropouts | {m: _as_product(m) for m in learner.modules() if _can_be_a_product(m)})
+    wide = [m for m in learner.modules() if _is_plain(m) and m.in_channels >= 128 and m.dilation == (1, 1) and m.groups == 1] # narrow ones gain nothing
+    return _twin(learner, dropouts | {m: _as_product(m) for m in wide})
 
 class _Packed(nn.Module):
     "A layer whose weights are rounded to bfloat16, and laid out as the processor multiplies them, once and not in every call (oneDNN's prepacking)."
@@ -288,7 +289,7 @@ class _Packed(nn.Module):
 
 def _packed(model:nn.Module, learning:set[nn.Module]) -> nn.Module:
     "A twin with the plain layers packed that do not learn; one with a hook, other than what keeps it frozen, is not plain."
-    def plain(m): return type(m) is nn.Linear or type(m) in (nn.Conv2d, _Convolution) and m.padding_mode == "zeros" and isinstance(m.padding, tuple)
+    def plain(m): return type(m) is nn.Linear or _is_plain(m)
     def hooked(m): return m._forward_hooks or any(hook is not _stay_in_eval for hook in m._forward_pre_hooks.values())
     return _twin(model, {m: _Packed(m) for m in model.modules() if plain(m) and m not in learning and not hooked(m)})
 
