@@ -11,6 +11,7 @@ import copy, hashlib, os, shutil, tempfile, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -216,12 +217,51 @@ def _may_round(model:nn.Module, precision:str) -> bool:
     if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
     return precision == "auto" and next(model.parameters()).dtype == torch.float32
 
+def _dropped(x:torch.Tensor, p:float) -> torch.Tensor:
+    "Dropout that cuts each random number in four: on many processors, PyTorch's takes longer to draw its mask than a layer to multiply."
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)
+    keep = draws[:x.numel()].view(x.shape) >= round(p * 2 ** 16) - 2 ** 15
+    return torch.where(keep, x, 0.0) / (1 - p)
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    "`F.scaled_dot_product_attention` of up to 128 keys as two products of matrices: PyTorch's own, on a CPU, is made for many more, and takes two to four times as long."
+    T, S = query.shape[-2], key.shape[-2]
+    if S > 128 or dropout_p >= 1 or enable_gqa or query.device.type != "cpu" or is_causal and attn_mask is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    scores = (query @ key.transpose(-2, -1)).float().mul_(query.shape[-1] ** -0.5 if scale is None else scale)
+    never = torch.finfo(scores.dtype).min # less than any score; infinity would make NaN of a row without keys
+    if is_causal: attn_mask = torch.ones(T, S, dtype=torch.bool).tril()
+    if attn_mask is not None: scores = scores.masked_fill_(~attn_mask, never) if attn_mask.dtype == torch.bool else (scores + attn_mask).clamp(min=never)
+    if S < 16: scores = F.pad(scores, (0, 16 - S), value=never) # a processor takes sixteen numbers at a time, or one
+    shares = scores.softmax(-1)[..., :S].to(value.dtype)
+    return (_dropped(shares, dropout_p) if dropout_p else shares) @ value
+
+class _ShortAttention(torch.overrides.TorchFunctionMode):
+    "Another context, in which attention is computed by `_attention`."
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return (_attention if function is F.scaled_dot_product_attention else function)(*args, **kwargs or {})
+
+    def __enter__(self):
+        self.context.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        return self.context.__exit__(*error)
+
 def autocast(learner:nn.Module, # a model, or the suffix of a cut
              precision:str="auto", # "fp32": exact. "auto": in bf16 where the processor has it
             ): # a context
-    "Multiply in bfloat16 for a while, where the processor does so, and the weights are float32; a head that learns alone is too small to gain by it."
+    """Multiply in bfloat16 for a while, where the processor does so, and the weights are float32; on a CPU, with a faster attention for short texts.
+    A head that learns alone is too small to gain by either."""
     device, alone = next(learner.parameters()).device, isinstance(learner, Suffix) and learner.recall is None
-    return torch.autocast(device.type, torch.bfloat16) if _may_round(learner, precision) and not alone and has_bf16(device) else nullcontext()
+    if alone or not _may_round(learner, precision): return nullcontext()
+    context = torch.autocast(device.type, torch.bfloat16) if has_bf16(device) else nullcontext()
+    return _ShortAttention(context) if device.type == "cpu" and any(hasattr(module, "config") for module in learner.modules()) else context
 
 def folded(model:nn.Module, # is left as it is
            still:Sequence[nn.Module], # of that model: nothing in them learns now
@@ -235,16 +275,12 @@ def folded(model:nn.Module, # is left as it is
     return _twin(model, stand_ins) if stand_ins else model
 
 class _Dropout(nn.Module):
-    "Dropout that cuts each random number in four: on many processors, PyTorch's takes longer to draw its mask than a layer to multiply."
+    "`_dropped`, in training."
     def __init__(self, p:float):
         super().__init__()
         self.p = p
 
-    def forward(self, x):
-        if not self.training or self.p == 0: return x
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)
-        keep = draws[:x.numel()].view(x.shape) >= round(self.p * 2 ** 16) - 2 ** 15
-        return torch.where(keep, x, 0.0) / (1 - self.p)
+    def forward(self, x): return _dropped(x, self.p) if self.training and self.p else x
 
 class _Convolution(nn.Conv2d):
     "A convolution that is one product of matrices where its map is tiny: there, a library needs longer to lay the weights out than to multiply by them."
@@ -273,13 +309,13 @@ def fast_learner(learner:nn.Module # a model, or the suffix of a cut
     return _twin(learner, dropouts | {m: _as_product(m) for m in wide})
 
 class _Packed(nn.Module):
-    "A layer whose weights are rounded to bfloat16, and laid out as the processor multiplies them, once and not in every call (oneDNN's prepacking)."
-    def __init__(self, layer:nn.Linear|nn.Conv2d):
+    "A layer whose weights are rounded to bfloat16, and laid out as the processor multiplies them, once and not in every call (oneDNN's prepacking); perhaps with the GELU that follows it."
+    def __init__(self, layer:nn.Linear|nn.Conv2d, gelu:str|None=None): # the formula, "none" or "tanh"; None: no GELU
         super().__init__()
         weight, bias = (None if x is None else x.detach().bfloat16() for x in (layer.weight, layer.bias))
         if isinstance(layer, nn.Linear):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self.multiply = lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+            self.multiply = lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu" if gelu else "none", [], gelu or "")
         else:
             how = layer.padding, layer.stride, layer.dilation, layer.groups
             packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *how)
@@ -287,19 +323,26 @@ class _Packed(nn.Module):
 
     def forward(self, x): return self.multiply(x.bfloat16())
 
-def _packed(model:nn.Module, learning:set[nn.Module]) -> nn.Module:
+def _gelu(m:nn.Module) -> str|None: # its formula, as oneDNN calls it
+    return m.approximate if type(m) is nn.GELU else "none" if type(m).__name__ == "GELUActivation" else None # of Transformers
+
+def _packed(model:nn.Module, learning:set[nn.Module], with_gelu:bool=True) -> nn.Module:
     "A twin with the plain layers packed that do not learn; one with a hook, other than what keeps it frozen, is not plain."
     def plain(m): return type(m) is nn.Linear or _is_plain(m)
     def hooked(m): return m._forward_hooks or any(hook is not _stay_in_eval for hook in m._forward_pre_hooks.values())
-    return _twin(model, {m: _Packed(m) for m in model.modules() if plain(m) and m not in learning and not hooked(m)})
+    still = [m for m in model.modules() if m not in learning and not hooked(m)]
+    stand_ins, followed = {m: _Packed(m) for m in still if plain(m)}, dict(pair for module in model.modules() for pair in pairwise(module.children())) if with_gelu else {}
+    for layer, after in followed.items():
+        if type(layer) is nn.Linear and layer in stand_ins and after in still and _gelu(after): stand_ins |= {layer: _Packed(layer, _gelu(after)), after: nn.Identity()}
+    return _twin(model, stand_ins)
 
 def _fast(model:nn.Module, still:Sequence[nn.Module], see:Callable[[nn.Module], list[torch.Tensor]]) -> nn.Module:
-    """The twin folded, and packed, as far as the same is to be seen in it: a norm that is listed after a convolution need not be the next to run, nor on the same side of a cut,
+    """The twin folded, and packed, as far as the same is to be seen in it: what is listed after a layer, a norm or a GELU, need not be the next to run, nor on the same side of a cut,
     and a model may look into a layer's weights."""
     still, device = {module for part in still for module in part.modules()}, next(model.parameters()).device
     learning = set(model.modules()) - still
     steps = [(lambda network: folded(network, still), nullcontext(), 1e-3)]
-    if device.type == "cpu" and has_bf16(device): steps.append((lambda network: _packed(network, learning), torch.autocast("cpu", torch.bfloat16), 0.05))
+    if device.type == "cpu" and has_bf16(device): steps += [(partial(_packed, learning=learning, with_gelu=with_gelu), torch.autocast("cpu", torch.bfloat16), 0.05) for with_gelu in (True, False)]
     network, expected = model, None
     for step, context, tolerance in steps:
         try:

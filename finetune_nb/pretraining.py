@@ -135,8 +135,8 @@ def render(systems:Systems, # one rendering of each; repeat a system to see it a
 @dataclass(frozen=True)
 class Recipe:
     "What is drawn, and how the network is trained on it."
-    classes: int = 600 # fractals to tell apart, at least 2
-    images: int = 1_000_000 # to train on, each drawn once and never again
+    classes: int = 1200 # fractals to tell apart, at least 2
+    images: int = 2_000_000 # to train on, each drawn once and never again
     batch_size: int = 128 # images in a step
     image_size: int = 64 # pixels, at least 32
     learning_rate: float = 1e-3 # the highest of the one-cycle schedule, of AdamW

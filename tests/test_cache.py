@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np, pytest, torch, torchvision
 from torch import nn
+from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 from finetune_nb import blocks, cache, evaluate, fit, freeze, text, training, vision
 from finetune_nb.cache import Cut, run_prefix
@@ -257,6 +258,7 @@ def test_packing_leaves_what_learns_and_the_same_states(kind, noise, mood, token
     twin = cache._packed(model, learning)
     plain = [module for module in twin.modules() if type(module) in (nn.Linear, nn.Conv2d)]
     assert set(plain) <= learning and any(isinstance(module, cache._Packed) for module in twin.modules())
+    if kind == "text": assert isinstance(twin.backbone.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity), "GELU is part of the layer before it"
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): packed, unpacked = (cut.states(batch, model=network)[0].float() for network in (twin, model))
     assert torch.allclose(packed, unpacked, rtol=0.03, atol=0.03 * unpacked.abs().max().item())
 
@@ -272,6 +274,61 @@ def test_a_model_that_looks_into_its_weights_is_not_packed():
         assert isinstance(cache._fast(ordinary, [ordinary], lambda network: [network(points)])[0], cache._Packed)
         ordinary[0].register_forward_hook(lambda module, inputs, output: output * 1.001) # too little to be seen
         assert cache._fast(ordinary, [ordinary], lambda network: [network(points)])[0] is ordinary[0]
+
+
+@needs_bf16
+@pytest.mark.parametrize("family", families)
+def test_every_family_is_packed(family, tokenizer, mood):
+    "Also where a GELU is listed after a layer that it does not follow"
+    model = written(family, tokenizer).eval()
+    batch = model.collate(model.encode(mood.train.inputs))
+    with torch.no_grad(): twin = cache._fast(model, [model], lambda network: [network(**batch)])
+    assert not any(type(module) is nn.Linear for module in twin.modules())
+
+
+def attention(T, S, mask, dtype=torch.float32):
+    torch.manual_seed(0)
+    shape = dict(none=None, real=(3, 1, 1, S), each=(3, 1, T, S), causal=None, added=(3, 1, T, S))[mask]
+    attn_mask = None if shape is None else torch.rand(shape) < 0.7
+    if attn_mask is not None: attn_mask[..., 0] = True # each query has a key
+    if mask == "added": attn_mask = torch.zeros(shape).masked_fill(~attn_mask, -torch.inf)
+    query, key, value = (torch.randn(3, n, 2, 8, dtype=dtype).transpose(1, 2).requires_grad_() for n in (T, S, S))
+    return [query, key, value], dict(attn_mask=attn_mask, is_causal=mask == "causal")
+
+
+@pytest.mark.parametrize("mask", ["none", "real", "each", "causal", "added"])
+@pytest.mark.parametrize("T, S", [(1, 1), (15, 15), (16, 16), (7, 33), (40, 128), (20, 129)])
+def test_attention_of_short_texts_is_attention(T, S, mask):
+    inputs, how = attention(T, S, mask)
+    ours, theirs = cache._attention(*inputs, **how), F.scaled_dot_product_attention(*inputs, **how)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    there = torch.randn_like(theirs)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, there) for y in (ours, theirs))): assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_attention_hides_as_much_as_it_should():
+    inputs, _ = attention(32, 32, "none")
+    inputs[2] = torch.ones(3, 2, 32, 8)
+    assert abs(cache._attention(*inputs, dropout_p=0.25).mean() - 1) < 0.05, "what is left is made larger"
+    (query, key, _), value = inputs, torch.eye(32).expand(3, 2, 32, 32) # shows the shares
+    assert abs((cache._attention(query, key, value, dropout_p=0.25) == 0).float().mean() - 0.25) < 0.03
+
+
+def test_attention_without_any_key_is_a_number():
+    inputs, _ = attention(4, 20, "none")
+    assert cache._attention(*inputs, attn_mask=torch.zeros(3, 1, 4, 20, dtype=torch.bool)).isfinite().all()
+
+
+@pytest.mark.parametrize("family", families)
+def test_attention_is_put_back(family, tokenizer, mood):
+    model = written(family, tokenizer).eval()
+    batch, context = model.collate(model.encode(mood.train.inputs)), cache.autocast(model)
+    with torch.no_grad():
+        before = model(**batch)
+        for _ in range(2): # the same context again
+            with context: assert torch.allclose(model(**batch).float(), before, atol=0.05) and F.scaled_dot_product_attention is not cache._attention
+        assert torch.equal(model(**batch), before)
+    assert not isinstance(cache.autocast(model, "fp32"), cache._ShortAttention) and not isinstance(cache.autocast(residual()), cache._ShortAttention)
 
 
 def test_numbers_too_large_for_half_precision_are_kept_whole():

@@ -127,7 +127,6 @@ def test_features_keep_the_order_of_the_examples():
 shipped = json.loads((Path(vision.__file__).parent/"weights"/"resnet18-fractal.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.skipif("first_steps" not in shipped["curve"], reason="the shipped file, a first version, does not tell its first steps")
 def test_the_recorded_recipe_begins_as_recorded(tmp_path):
     "The first 50 steps of the recipe that made `resnet18-fractal` match its curve"
     run = pretrain(Recipe(**shipped["recipe"]), tmp_path, steps=50, device="cpu", progress=False)
