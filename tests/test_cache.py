@@ -320,14 +320,16 @@ def test_attention_without_any_key_is_a_number():
 
 
 @pytest.mark.parametrize("family", families)
-def test_attention_is_put_back(family, tokenizer, mood):
-    model = written(family, tokenizer).eval()
+def test_attention_is_ours_within_the_context_only(family, tokenizer, mood, monkeypatch):
+    model, calls, ours = written(family, tokenizer).eval(), [], cache._attention
+    monkeypatch.setattr(cache, "_attention", lambda *inputs, **how: calls.append(how) or ours(*inputs, **how))
     batch, context = model.collate(model.encode(mood.train.inputs)), cache.autocast(model)
     with torch.no_grad():
         before = model(**batch)
         for _ in range(2): # the same context again
-            with context: assert torch.allclose(model(**batch).float(), before, atol=0.05) and F.scaled_dot_product_attention is not cache._attention
-        assert torch.equal(model(**batch), before)
+            with context: assert torch.allclose(model(**batch).float(), before, atol=0.05)
+        assert len(calls) == 4, "two layers, twice"
+        assert torch.equal(model(**batch), before) and len(calls) == 4
     assert not isinstance(cache.autocast(model, "fp32"), cache._ShortAttention) and not isinstance(cache.autocast(residual()), cache._ShortAttention)
 
 
