@@ -22,6 +22,12 @@ class Results:
         values = [run[key] for run in self.runs(*which, **more)]
         return median(values) if values else None
 
+    def beside(self, work, peer, mode, key):
+        "Median of finetune_nb less the peer's, in the repeats (same seeds) that both have"
+        ours, theirs = ({run["repeat"]: run[key] for run in self.runs(*which, key=key)} for which in ((OURS, work), (peer, work, mode)))
+        both = ours.keys() & theirs.keys()
+        return median(ours[i] for i in both) - median(theirs[i] for i in both) if both else None
+
     def limit(self, work, epochs=None, size=None):
         "Median over the repeats of: decode once, prefix once, so many epochs of the suffix, the test examples"
         parts = [run["parts"] for run in self.all["runs"] if run["peer"] == LIMIT and run["work"] == work and run["size"] == (size or self.size) and "parts" in run]
@@ -56,16 +62,16 @@ def described(r, work, size):
 def summary(r):
     rows = []
     for work in r.works:
-        ours, accuracy = r.median(OURS, work), r.median(OURS, work, key="accuracy")
+        ours = r.median(OURS, work)
         for mode in (USER, BEST):
             peer = r.fastest(work, mode)
             if not peer: continue
-            theirs, correct = r.median(peer, work, mode), r.median(peer, work, mode, key="accuracy")
+            theirs, accuracy, memory = r.median(peer, work, mode), r.beside(work, peer, mode, "accuracy"), r.beside(work, peer, mode, "memory_peak")
             short = min((run["epochs"] for run in r.all["runs"]), default=1)
             early = r.fastest(work, mode, short)
-            rows.append([work, mode, peer, ratio(theirs, ours), f"{round(100 * (accuracy - correct), 1) + 0:+.1f} points" if accuracy is not None else "–",
+            rows.append([work, mode, peer, ratio(theirs, ours), f"{round(100 * accuracy, 1) + 0:+.1f} points" if accuracy is not None else "–",
                          ratio(early and r.median(early, work, mode, short), r.median(OURS, work, epochs=short)) if short != r.epochs else "–",
-                         ratio(ours, r.limit(work), ""), f"{(r.median(OURS, work, key='memory_peak') - r.median(peer, work, mode, key='memory_peak')) / 1e6:+.0f} MB" if ours else "–"])
+                         ratio(ours, r.limit(work), ""), f"{memory / 1e6:+.0f} MB" if memory is not None else "–"])
     return table(["work", "peers", "the fastest of them", f"its time ÷ finetune_nb's, {count(r.epochs)}", "accuracy of finetune_nb less its accuracy", "its time ÷ finetune_nb's, 1 epoch", "finetune_nb's time ÷ limit", "peak memory of finetune_nb less its"], rows)
 
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from finetune_nb import cache, data, text, vision
 from finetune_nb.training import batch_order
@@ -73,8 +73,9 @@ class Work:
         network = Network(model, self, best)
         if self.kind == "image":
             wanted = model.preprocessing
-            transform = transforms.Compose([transforms.Resize(wanted.resize_size), transforms.CenterCrop(wanted.image_size),
-                                            transforms.ToTensor(), transforms.Normalize(wanted.mean, wanted.std)])
+            cut = [v2.Resize(wanted.resize_size, antialias=True), v2.CenterCrop(wanted.image_size)]
+            tensor = [v2.PILToTensor(), *cut] if best else [*cut, v2.PILToTensor()] # a tensor is resized in a fifth of the time that Pillow takes
+            transform = v2.Compose([*tensor, v2.ToDtype(torch.float32, scale=True), v2.Normalize(wanted.mean, wanted.std)])
             return network, *(ImageFolder(Path(self.folder)/part, transform) for part in ("train", "validation", "test")), torch.utils.data.default_collate
         task, options = self.task(), dict(padding="max_length", max_length=512) if self.padded else dict(max_length=model.max_length)
         def rows(part): return [(torch.tensor(ids), label) for ids, label in zip(model.tokenizer(list(part.inputs), truncation=True, **options)["input_ids"], part.labels)]

@@ -116,7 +116,7 @@ class Cut:
         self._paths = {module: path for path, module in model.named_modules()}
         with evaluating(model), torch.no_grad():
             expected = _seen(model, self._end(found[-1]), inputs)
-            for way in self._ways(found, inputs):
+            for way in self._ways(found, inputs, expected[1]):
                 try: got = way()
                 except Exception: continue # of whatever kind: the model's own code was asked to do what it was not made for
                 if all(_close(a, b) for a, b in zip(got, expected)): return
@@ -125,13 +125,13 @@ class Cut:
     def _end(self, block:Block) -> str: # the path of its last module that has parameters
         return self._paths[[m for m in block.modules if next(m.parameters(), None) is not None][-1]]
 
-    def _ways(self, found:list[Block], inputs) -> Iterator[Callable]:
+    def _ways(self, found:list[Block], inputs, last:torch.Tensor) -> Iterator[Callable]: # `last`: what goes into the last layer
         "The ways to cut, the cheapest first; each sets up the cut, and gives what is to be compared."
         head = [i for i, module in enumerate(found[-1].modules) if _learns_or_varies(module)][0]
         row, end = found[-1].modules[head:], self._end(found[-1])
         def head_alone():
             self.place, self.suffix, self.needs_inputs = (self._paths[row[0]], True), Suffix(nn.Sequential(*row)), False
-            states, = self.states(inputs)
+            states = last if self.place == (end, True) else self.states(inputs)[0]
             if isinstance(inputs, Mapping) and states.ndim > 2: raise CannotCut("states of each token, and no mask that says which are padding")
             return [self.suffix.eval()(states)]
         def anywhere(needs_inputs):
@@ -545,7 +545,7 @@ class _Pass:
                 for positions, encoded in self._prepared():
                     for view in range(self.views or 1):
                         batch = self._batch(encoded, view, positions)
-                        if network is None: network = self._network(to_device(_collate(self.model)(encoded[:2]), self.device))
+                        if network is None: network = self._network(to_device(_collate(self.model)(encoded[:1 if self.lengths is None else 2]), self.device))
                         with self.autocast: last, *others = deepest.states(batch, more, network)
                         states = [self._to_rows(cut, x, batch) for cut, x in zip(self.cuts, [*others, last])]
                         if rows is None: rows, where = zip(*(self._room(i, x) for i, x in enumerate(states)))

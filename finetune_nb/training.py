@@ -172,7 +172,8 @@ def _predict(model:nn.Module, batches:_Batches, precision:str) -> np.ndarray: # 
     outputs, positions, device, network = [], [], next(model.parameters()).device, model
     with evaluating(model):
         if _may_round(model, precision) and len(batches) >= _PAYS and not (isinstance(model, Suffix) and model.recall is None): # a head alone is fast as it is
-            few = to_device(batches._inputs([0, 1], torch.tensor([0, 1]), 0), device)
+            few = [0, 1] if isinstance(batches.examples.inputs[0], str) else [0] # two texts, for they differ in length
+            few = to_device(batches._inputs(few, torch.tensor(few), 0), device)
             network = _fast(model, [model], lambda network: [_logits(network, few)])
         with autocast(model, precision):
             for batch in batches.epoch():
@@ -334,7 +335,7 @@ class _Run:
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.progress = progress and self.main
         if isinstance(task.train.inputs[0], str): # in ever new shapes, and oneDNN keeps a compiled kernel for each: a thousand of them, or 100 MB, unless it is told otherwise before it begins
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         model.to(self.accelerator.device)
         self.how_to_keep = keep # states, for `run_prefix`; None: not at all
         self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
