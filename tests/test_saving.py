@@ -95,7 +95,7 @@ def test_an_image_model_comes_back_and_torchvision_loads_it(saved_image, pets):
     plain = torchvision.models.resnet18(num_classes=3)
     plain.load_state_dict(load_file(folder/"model.safetensors"))
     about = json.loads((folder/"model.json").read_text(encoding="utf-8"))["preprocessing"]
-    prepare = torchvision.transforms.v2.Compose([torchvision.transforms.v2.Resize(about["resize_size"]), torchvision.transforms.v2.CenterCrop(about["image_size"]), torchvision.transforms.v2.PILToTensor(),
+    prepare = torchvision.transforms.v2.Compose([torchvision.transforms.v2.PILToTensor(), torchvision.transforms.v2.Resize(about["resize_size"]), torchvision.transforms.v2.CenterCrop(about["image_size"]),
                                                  torchvision.transforms.v2.ToDtype(torch.float32, scale=True), torchvision.transforms.v2.Normalize(about["mean"], about["std"])])
     with torch.no_grad(): theirs = plain.eval()(torch.stack([prepare(data.open_image(f)) for f in pets.test.inputs])).softmax(1)
     assert np.allclose(theirs.numpy(), evaluate(model, pets.test, precision="fp32").probabilities, atol=1e-5)
