@@ -1,13 +1,14 @@
 """How fast the work could be done at all: decode once, run the frozen prefix once, train what learns from memory. Nothing else is counted."""
 import copy, time
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from finetune_nb.cache import fast_batch
+from finetune_nb.cache import _TOKENS, _in_batches, _packed, autocast, fast_batch
 from finetune_nb.training import batch_order
 from work import EVALUATION_BATCH, has_bf16
 
@@ -26,19 +27,24 @@ def limit(work, seed): # seconds of each part; `epoch` is one pass of training a
     def run(batch): # the clock runs for the network alone
         inputs = prepare(batch)
         started = time.perf_counter()
-        states = prefix(*inputs)
+        with autocast(model): states = prefix(*inputs)
         return states, time.perf_counter() - started
     with torch.inference_mode():
         run(encoded[0][:work.batch_size]) # warm
         seconds, states = 0.0, [[None] * len(part) for part in encoded]
         for part, kept, long in zip(encoded, states, lengths):
-            for positions in batch_order(long, fast_batch(part[0]) if work.kind == "image" else EVALUATION_BATCH):
+            for positions in batch_order(long, fast_batch(part[0])) if work.kind == "image" else _in_batches(np.array(long), len(long), _TOKENS):
                 found, took = run([part[i] for i in positions])
                 seconds += took
                 for i, state in zip(positions, found): kept[i] = state.clone()
     states = [[state.clone() for state in part] for part in states] # ordinary tensors again
-    epoch, test = _train(suffix, assemble, states, [part.labels for part in parts], [[len(s) for s in part] for part in states], work, seed, dtype)
+    epoch, test = _train(suffix, assemble, states, [part.labels for part in parts], [[len(s) for s in part] for part in states], work, seed)
     return dict(decode=decode, prefix=seconds, epoch=epoch, test=test)
+
+
+def _laid_out(network, dtype):
+    "Its weights as the processor multiplies them, once."
+    return _packed(network, set()) if dtype == torch.bfloat16 else network.to(memory_format=torch.channels_last)
 
 
 def _halves_of_resnet(model, depth, dtype):
@@ -47,7 +53,7 @@ def _halves_of_resnet(model, depth, dtype):
     cut = len(modules) - 1 if depth == len(model.blocks()) - 1 else sum(len(block.modules) for block in model.blocks()[:depth]) - 1
     modules.insert(-1, nn.Flatten())
     cut += cut == len(modules) - 2 # the flattening goes with the average
-    prefix = fuse(nn.Sequential(*modules[:cut])).to(dtype, memory_format=torch.channels_last)
+    prefix = _laid_out(fuse(nn.Sequential(*modules[:cut])), dtype)
     suffix = nn.Sequential(*modules[cut:])
     def prepare(batch): return [model.preprocessing.normalise(torch.stack(batch)).to(dtype, memory_format=torch.channels_last)]
     def assemble(states):
@@ -78,11 +84,12 @@ def _mean(states, mask): return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(
 def _halves_of_bert(model, depth, dtype):
     "The same for BERT. For the head alone the prefix ends after the mean over the text."
     layers, alone = model.backbone.encoder.layer, depth == len(model.blocks()) - 1
-    lower = copy.deepcopy(model.backbone).to(dtype)
+    lower = copy.deepcopy(model.backbone)
     lower.encoder.layer = lower.encoder.layer[:min(depth - 1, len(layers))]
+    lower = _laid_out(lower, dtype)
     def prefix(inputs):
         states, mask = lower(**inputs).last_hidden_state, inputs["attention_mask"]
-        return _mean(states, mask.to(dtype)) if alone else [state[:n] for state, n in zip(states, mask.sum(1))]
+        return _mean(states, mask) if alone else [state[:n] for state, n in zip(states, mask.sum(1))]
     def prepare(batch): return [model.collate(batch)]
     if alone: return prefix, prepare, nn.Sequential(model.dropout, model.head), lambda states: torch.stack(states).float()
     def assemble(states):
@@ -91,7 +98,7 @@ def _halves_of_bert(model, depth, dtype):
     return prefix, prepare, _Upper(model, depth), assemble
 
 
-def _train(suffix, assemble, states, labels, lengths, work, seed, dtype):
+def _train(suffix, assemble, states, labels, lengths, work, seed):
     "Seconds of an epoch, and of the test examples: a bare loop, the first epoch only warms."
     generator = torch.Generator().manual_seed(seed)
     for parameter in suffix.parameters(): parameter.requires_grad_(True)
@@ -101,12 +108,13 @@ def _train(suffix, assemble, states, labels, lengths, work, seed, dtype):
     @torch.inference_mode()
     def judge(part):
         suffix.eval()
-        for inputs, _ in batches(part, EVALUATION_BATCH): suffix(inputs).argmax(1)
+        with autocast(suffix):
+            for inputs, _ in batches(part, EVALUATION_BATCH): suffix(inputs).argmax(1)
     def epoch():
         suffix.train()
         for inputs, target in batches(0, work.batch_size, generator):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): scores = suffix(inputs)
+            with autocast(suffix): scores = suffix(inputs)
             F.cross_entropy(scores.float(), target).backward()
             optimizer.step()
         judge(1)
