@@ -170,11 +170,12 @@ class States:
     @property
     def bytes(self) -> int: return self.rows.nbytes
 
-    def of(self, positions:torch.Tensor, view:int=0) -> torch.Tensor:
-        "States of the examples at `int64[B]`: `[B, ...]`, or `[B, T, ...]` padded with zeros."
+    def of(self, positions:torch.Tensor, view:int=0, length:int|None=None) -> torch.Tensor:
+        "States of the examples at `int64[B]`: `[B, ...]`, or `[B, T, ...]` padded with zeros to the longest of them, or to `length`."
         starts = self.starts[positions, view % self.views]
         if self.lengths is None: return self.rows[starts].to(self.dtype)
-        return pad_sequence([self.rows[a:a + n] for a, n in zip(starts.tolist(), self.lengths[positions].tolist())], batch_first=True).to(self.dtype)
+        padded = pad_sequence([self.rows[a:a + n] for a, n in zip(starts.tolist(), self.lengths[positions].tolist())], batch_first=True).to(self.dtype)
+        return padded if length is None else F.pad(padded, (0, 0, 0, length - padded.shape[1]))
 
     def __repr__(self): return f"{len(self):,} examples{f', {self.views} views of each' if self.views > 1 else ''}, {_size(self.bytes)} {self.where}, {self.seconds:.1f} s"
 

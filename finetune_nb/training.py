@@ -70,6 +70,7 @@ class _Batches:
         texts = isinstance(examples.inputs[0], str) # whose lengths, all of them, decide who is batched with whom
         encoded = encode(model, examples.inputs, progress) if texts else None
         self.lengths = [len(x) for x in encoded] if texts else [1] * len(examples)
+        self.longest = max(self.lengths) if texts and seed is not None else None # to learn from
         self.examples = examples if world == 1 else examples.subset(own)
         if texts: self.encoded = [encoded[i] for i in own]
         else: self.encoded = encode(model, self.examples.inputs, progress) if encode_now else None
@@ -116,9 +117,17 @@ class _Batches:
     def _inputs(self, positions:list[int], at:torch.Tensor, epoch:int):
         if self.states is not None and not self.cut.needs_inputs: return (self.states.of(at, epoch),)
         encoded = [self.encoded[i] for i in positions]
-        if self.states is not None: return self.states.of(at, epoch), self.collate(encoded)
-        if self.augments: encoded = _varied(self.model, encoded, epoch, [p * self.world + self.rank for p in positions], self.seed)
-        return self.collate(encoded)
+        if self.augments and self.states is None: encoded = _varied(self.model, encoded, epoch, [p * self.world + self.rank for p in positions], self.seed)
+        inputs = self._collated(encoded)
+        if self.states is None: return inputs
+        return self.states.of(at, epoch, inputs["attention_mask"].shape[1] if isinstance(inputs, Mapping) else None), inputs
+
+    def _collated(self, encoded:list):
+        "Texts to learn from are padded to a multiple of four tokens: a processor's kernels are compiled, and kept in memory, for each length."
+        if self.longest is None: return self.collate(encoded)
+        longest = max(encoded, key=len)
+        beside = longest.repeat(4)[:min(-(-len(longest) // 4) * 4, self.longest)] # another text, of that length
+        return {name: rows[:-1] for name, rows in self.collate([*encoded, beside]).items()}
 
 # %% ../nbs/05_training.ipynb #2e5d2c80
 @dataclass
@@ -270,13 +279,14 @@ class History:
         right.set(xlabel="epoch", ylabel="validation accuracy", title=f"Best at epoch {self.best_epoch}")
         return figure
 
+def _has_kernel() -> bool: # False in a script, and in a terminal
+    "Does this run in a notebook?"
+    return "IPython" in sys.modules and getattr(sys.modules["IPython"].get_ipython(), "kernel", None) is not None
+
 class _LiveCurve:
     "The curve of a history, drawn again while it grows, twice a second at most; does nothing outside a notebook."
     def __init__(self, enabled:bool):
-        self.handle, self.drawn = None, 0.0
-        try: from IPython import get_ipython
-        except ImportError: enabled = False
-        self.enabled = enabled and getattr(get_ipython(), "kernel", None) is not None
+        self.handle, self.drawn, self.enabled = None, 0.0, enabled and _has_kernel()
 
     def update(self, history:History, last:bool=False):
         if not self.enabled or not last and time.perf_counter() - self.drawn < 0.5: return
@@ -335,7 +345,7 @@ class _Run:
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.progress = progress and self.main
         if isinstance(task.train.inputs[0], str): # in ever new shapes, and oneDNN keeps a compiled kernel for each: a thousand of them, or 100 MB, unless it is told otherwise before it begins
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         model.to(self.accelerator.device)
         self.how_to_keep = keep # states, for `run_prefix`; None: not at all
         self.train, self.validation = self._batches(task.train, settings["batch_size"], settings["seed"]), self._batches(task.validation, None)
@@ -349,14 +359,12 @@ class _Run:
         self.scheduler = _schedule(self.optimizer, self.steps, settings["warmup"])
         moves = {id(t) for t in self.learnt} | {id(b) for block in blocks(model)[self.shallowest:] for b in block.buffers()}
         self.moving = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if id(t) in moves}
-        self.history, self.best, self.best_score = History(settings), self.snapshot(), (-1.0, 0.0)
+        self.history, self.best, self.best_score = History(settings), {name: t.detach().clone() for name, t in self.moving.items()}, (-1.0, 0.0)
         self.epoch, self.batch, self.step, self.total, self.spent, self.depth = 1, 0, 0, 0.0, 0.0, None
         self.checkpoints = self.learner = self.autocast = None
 
     def _batches(self, examples, batch_size, seed=None):
         return _Batches(self.model, examples, batch_size, seed, self.accelerator.process_index, self.world, encode_now=False, progress=self.progress)
-
-    def snapshot(self) -> dict[str, torch.Tensor]: return {name: t.detach().clone() for name, t in self.moving.items()}
 
     # The frozen prefix
 
@@ -462,7 +470,9 @@ class _Run:
         if not math.isfinite(judged.loss): raise self.diverged(judged.loss, self.step)
         loss, score = self.total / len(self.task.train), (judged.accuracy, -judged.loss)
         history.epochs.append(dict(epoch=self.epoch, train_loss=loss, validation_loss=judged.loss, validation_accuracy=judged.accuracy, seconds=time.perf_counter() - self.started))
-        if score > self.best_score: self.best, self.best_score, history.best_epoch = self.snapshot(), score, self.epoch
+        if score > self.best_score:
+            with torch.no_grad(): torch._foreach_copy_([*self.best.values()], [*self.moving.values()]) # in one call, which no interruption cuts in two
+            self.best_score, history.best_epoch = score, self.epoch
         self.bar.set_postfix(loss=f"{loss:.3f}", validation=f"{judged.accuracy:.1%}")
 
 # %% ../nbs/05_training.ipynb #ee671417

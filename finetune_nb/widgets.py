@@ -31,7 +31,7 @@ from .data import Task
 from .depth import Sweep, kept_for_backward
 from .freezing import _check_depth, _short, blocks, freeze
 from .gradient import _map_bounds, descend, gradient_at, plot_path
-from .training import Evaluation, _Batch, _Batches, _check_scores, _evaluate, _rates, _schedule, parameter_groups
+from .training import Evaluation, _Batch, _Batches, _check_scores, _evaluate, _has_kernel, _rates, _schedule, parameter_groups
 
 # %% ../nbs/08b_explorer.ipynb #1f63dde3
 class Stopped(Exception): "The training was no longer wanted."
@@ -377,11 +377,6 @@ def _fewer(task:Task, labels_per_class:int) -> Task:
         seen[label] += 1
         if seen[label] <= labels_per_class: kept.append(i)
     return task if len(kept) == len(task.train) else Task(task.name, task.kind, task.classes, task.train.subset(kept), task.validation, task.test, task.made)
-
-def _has_kernel() -> bool:
-    try: from IPython import get_ipython
-    except ImportError: return False
-    return getattr(get_ipython(), "kernel", None) is not None
 
 class _Wanted(NamedTuple):
     "What the controls say."

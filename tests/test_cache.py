@@ -92,6 +92,19 @@ def test_sentences_of_many_lengths(pooling, mood, tokenizer, monkeypatch):
         np.testing.assert_allclose(cached.train_loss, whole.train_loss, rtol=1e-4, err_msg=f"depth {depth}")
 
 
+def test_texts_to_learn_from_have_few_lengths(mood, tokenizer):
+    model = written("bert", tokenizer)
+    learning, judging = training._Batches(model, mood.train, 3, seed=0), training._Batches(model, mood.train, 3)
+    widths = {True: [], False: []}
+    for batches in (learning, judging):
+        for batch in batches.epoch(1):
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+            assert [row[kept == 1].tolist() for row, kept in zip(ids, mask)] == [batches.encoded[i].tolist() for i in batch.positions] and (ids[mask == 0] == tokenizer.pad_token_id).all()
+            widths[batches is learning].append((ids.shape[1], int(mask.sum(1).max())))
+    assert all(width == min(-(-longest // 4) * 4, max(learning.lengths)) for width, longest in widths[True]) and any(width > longest for width, longest in widths[True])
+    assert all(width == longest for width, longest in widths[False])
+
+
 def test_in_double_precision_nothing_is_rounded(noise):
     exact, auto = (losses(residual(), noise, 4, double=True, precision=precision).train_loss for precision in ("fp32", "auto"))
     assert exact == auto
