@@ -222,14 +222,14 @@ def _dropped(x:torch.Tensor, p:float) -> torch.Tensor:
     "Dropout that cuts each random number in four: on many processors, PyTorch's takes longer to draw its mask than a layer to multiply."
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)
     keep = draws[:x.numel()].view(x.shape) >= round(p * 2 ** 16) - 2 ** 15
-    return torch.where(keep, x, 0.0) / (1 - p)
+    return x * keep.to(x.dtype).mul_(1 / (1 - p))
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     "`F.scaled_dot_product_attention` of up to 128 keys as two products of matrices: PyTorch's own, on a CPU, is made for many more, and takes two to four times as long."
     T, S = query.shape[-2], key.shape[-2]
     if S > 128 or dropout_p >= 1 or enable_gqa or query.device.type != "cpu" or is_causal and attn_mask is not None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    scores = (query @ key.transpose(-2, -1)).float().mul_(query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (query @ key.contiguous().transpose(-2, -1)).float().mul_(query.shape[-1] ** -0.5 if scale is None else scale) # contiguous, or the product copies it transposed, the slow way
     never = torch.finfo(scores.dtype).min # less than any score; infinity would make NaN of a row without keys
     if is_causal: attn_mask = torch.ones(T, S, dtype=torch.bool).tril()
     if attn_mask is not None: scores = scores.masked_fill_(~attn_mask, never) if attn_mask.dtype == torch.bool else (scores + attn_mask).clamp(min=never)
