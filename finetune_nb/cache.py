@@ -390,6 +390,9 @@ def _encode(model:nn.Module, inputs) -> list:
 
 def _collate(model:nn.Module): return getattr(model, "collate", torch.stack)
 
+def _are_tokens(encoded:Sequence[torch.Tensor]) -> bool: # and not vectors that a model made of its texts
+    return encoded[0].ndim == 1 and not encoded[0].is_floating_point()
+
 def encode(model:nn.Module, # any classifier
            inputs:Sequence, # N of them
            progress:bool=True, # a bar, if it takes longer than two seconds
@@ -461,7 +464,7 @@ class _Pass:
         self.device, self.dtype, self.views = parameter.device, parameter.dtype, views
         self.fast, self.autocast = _may_round(self.model, precision), autocast(self.model, precision)
         self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype # files know no bfloat16
-        self.lengths = None if encoded is None or encoded[0].ndim != 1 or encoded[0].is_floating_point() else np.array([len(x) for x in encoded])
+        self.lengths = np.array([len(x) for x in encoded]) if encoded is not None and _are_tokens(encoded) else None
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
         self.folder = None if folder is None else Path(folder)
         self.batches = _in_batches(self.lengths, len(inputs), fast_batch(_encode(self.model, inputs[:1])[0]) if self.lengths is None else _TOKENS)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, Suffix, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_learner, run_prefix, to_device
+from .cache import _PAYS, _TOKENS, CannotCut, Cut, States, Suffix, _are_tokens, _collate, _encode, _fast, _in_batches, _logits, _may_round, _size, _varied, autocast, digest, encode, evaluating, fast_batch, fast_learner, run_prefix, to_device
 from .data import Examples, Task
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 from .gradient import Picture
@@ -70,7 +70,7 @@ class _Batches:
         texts = isinstance(examples.inputs[0], str) # whose lengths, all of them, decide who is batched with whom
         encoded = encode(model, examples.inputs, progress) if texts else None
         self.lengths = [len(x) for x in encoded] if texts else [1] * len(examples)
-        self.longest = max(self.lengths) if texts and seed is not None else None # to learn from
+        self.longest = max(self.lengths) if texts and seed is not None and _are_tokens(encoded) else None # to learn from
         self.examples = examples if world == 1 else examples.subset(own)
         if texts: self.encoded = [encoded[i] for i in own]
         else: self.encoded = encode(model, self.examples.inputs, progress) if encode_now else None
@@ -127,7 +127,8 @@ class _Batches:
         if self.longest is None: return self.collate(encoded)
         longest = max(encoded, key=len)
         beside = longest.repeat(4)[:min(-(-len(longest) // 4) * 4, self.longest)] # another text, of that length
-        return {name: rows[:-1] for name, rows in self.collate([*encoded, beside]).items()}
+        inputs = self.collate([*encoded, beside])
+        return {name: rows[:-1] for name, rows in inputs.items()} if isinstance(inputs, Mapping) else self.collate(encoded)
 
 # %% ../nbs/05_training.ipynb #2e5d2c80
 @dataclass

@@ -105,6 +105,18 @@ def test_texts_to_learn_from_have_few_lengths(mood, tokenizer):
     assert all(width == longest for width, longest in widths[False])
 
 
+@pytest.mark.parametrize("as_tokens", [False, True], ids=["vectors", "a tensor of tokens"])
+def test_texts_that_a_model_prepares_in_its_own_way(as_tokens, mood):
+    class Own(nn.Sequential):
+        def encode(self, texts): return [torch.tensor([*x.encode()]) if as_tokens else torch.tensor([float(x.count(letter)) for letter in "abcde"]) for x in texts]
+        def collate(self, encoded): return F.one_hot(nn.utils.rnn.pad_sequence(encoded, batch_first=True), 128).float().mean(1) if as_tokens else torch.stack(encoded)
+        def blocks(self): return [Block("lower", [self[0]]), Block("head", [self[1]])]
+    for depth in (0, 1):
+        model = Own(nn.Linear(128 if as_tokens else 5, 8), nn.Linear(8, 2))
+        freeze(model, depth)
+        assert fit(model, mood, epochs=2, batch_size=3, progress=False).stopped == "all epochs done"
+
+
 def test_in_double_precision_nothing_is_rounded(noise):
     exact, auto = (losses(residual(), noise, 4, double=True, precision=precision).train_loss for precision in ("fp32", "auto"))
     assert exact == auto
