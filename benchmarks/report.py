@@ -53,11 +53,11 @@ def ratio(a, b, sign="×"): return f"{a / b:.{2 if a < 10 * b else 1}f}{sign}" i
 def table(head, rows): return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)])
 
 
-def counts(r, work, size): return r.all["sizes"][size]["image" if work.startswith("images") else "text"] # training, validation, test
+def sizes(r, work, size): return r.all["sizes"][size]["image" if work.startswith("images") else "text"] # training, validation, test
 
 
 def described(r, work, size):
-    train, validation, test = counts(r, work, size)
+    train, validation, test = sizes(r, work, size)
     return f"{train} {'JPEGs at 224 px, ResNet-18' if work.startswith('images') else 'sentences, MiniLM'}; {validation} for validation after each epoch, {test} for the test"
 
 
@@ -71,30 +71,31 @@ def summary(r):
             theirs, (accuracy, runs), (memory, _) = r.median(peer, work, mode), r.beside(work, peer, mode, "accuracy"), r.beside(work, peer, mode, "memory_peak")
             short = min((run["epochs"] for run in r.all["runs"]), default=1)
             early = r.fastest(work, mode, short)
-            rows.append([work, mode, peer, ratio(theirs, ours), f"{round(100 * accuracy, 1) + 0:+.1f} points ({runs} run{'s' * (runs > 1)})" if accuracy is not None else "–",
+            rows.append([work, mode, peer, ratio(theirs, ours), f"{round(100 * accuracy, 1) + 0:+.1f} points ({count(runs, 'run')})" if accuracy is not None else "–",
                          ratio(early and r.median(early, work, mode, short), r.median(OURS, work, epochs=short)) if short != r.epochs else "–",
                          ratio(ours, r.limit(work), ""), f"{memory / 1e6:+.0f} MB" if memory is not None else "–"])
     return table(["work", "peers", "the fastest of them", f"its time ÷ finetune_nb's, {count(r.epochs)}", "accuracy of finetune_nb less its accuracy", "its time ÷ finetune_nb's, 1 epoch", "finetune_nb's time ÷ limit", "peak memory of finetune_nb less its"], rows)
 
 
-def count(epochs): return f"{epochs} epoch{'s' * (epochs > 1)}"
+def count(number, name="epoch"): return f"{number} {name}{'s' * (number > 1)}"
 
 
 def correct(runs, tested):
-    "Median accuracy, and the standard error of one run on so few test examples: the square root of p (1 - p) / n"
-    p = median(run["accuracy"] for run in runs)
-    return f"{p:.1%} ± {100 * (p * (1 - p) / tested) ** .5:.1f}"
+    "Median accuracy, and the standard error of one run on so few test examples: of one right and one wrong more than were seen, or 100 % would be certain"
+    middle = median(run["accuracy"] for run in runs)
+    p, n = (middle * tested + 1) / (tested + 2), tested + 2
+    return f"{middle:.1%} ± {100 * (p * (1 - p) / n) ** .5:.1f}"
 
 
 def detail(r, work):
-    rows, tested = [], counts(r, work, r.size)[-1]
+    rows, tested = [], sizes(r, work, r.size)[-1]
     for mode in (USER, BEST):
         for peer in r.peers:
             runs = r.runs(peer, work, mode)
             if not runs: continue
             times, peak, before = [run["seconds"] for run in runs], median(run["memory_peak"] for run in runs) / 1e6, median(run["memory_imports"] for run in runs) / 1e6
             rows.append([peer, "" if peer in (OURS, UNCACHED) else mode, seconds(times), len(times), ratio(median(times), r.median(OURS, work)), ratio(median(times), r.limit(work), ""),
-                         f"{peak:.0f} MB ({before:.0f} + {peak - before:.0f})", f"{correct(runs, tested)}"])
+                         f"{peak:.0f} MB ({before:.0f} + {peak - before:.0f})", correct(runs, tested)])
     limit = r.limit(work)
     if limit: rows.append(["limit", "", f"{limit:.1f} s", "", "", "", "", ""])
     return table(["framework", "settings", "time: median (range)", "runs", "time ÷ finetune_nb's", "time ÷ limit", "peak memory (after imports + work)", "test accuracy ± its standard error"], rows)
