@@ -171,10 +171,12 @@ def _lines(r, work, ax):
         if points: ax.plot(*zip(*points), label=peer + ", best settings" * (mode == BEST), **style)
     if r.limit(work): ax.plot(epochs, [r.limit(work, e) for e in epochs], color=_GREY, ls="--", label="limit")
     ax.set(xscale="log", yscale="log", xticks=epochs, xticklabels=epochs)
+    lowest, highest = ax.get_ylim()
+    ax.set_ylim(lowest, highest * (highest / lowest) ** .55) # room for the legend
     ax.minorticks_off()
     ax.set_xlabel("epochs", fontsize=8)
     ax.set_ylabel("seconds", fontsize=8)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper left")
 
 
 def write(results, files):
