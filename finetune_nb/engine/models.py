@@ -115,7 +115,7 @@ class Model(nn.Module):
     # Files
 
     def save(self, folder:Path # there, and empty
-            )->tuple[dict[str, torch.Tensor], dict]: # tensors by name, and what `load` needs to know besides, as JSON can hold it
+            )->tuple[dict[str, torch.Tensor], dict]: # tensors by name, and what `load` needs besides, for JSON
         "Write what belongs to the model besides its weights."
         raise ValueError(f"{type(self).__name__} cannot be saved: save its state dict with safetensors.")
 

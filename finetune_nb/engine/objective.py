@@ -9,7 +9,7 @@ __all__ = ['kinds', 'take', 'size', 'joined', 'Evaluation', 'is_share', 'shown',
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -163,7 +163,10 @@ class Objective:
 
     def fits(self, outputs) -> str: # what is wrong; empty: nothing
         "Has a model this objective's head?"
-        return ""
+        given, wanted = outputs.shape[-1], self.num_outputs
+        if given == wanted: return ""
+        how = f"num_classes={wanted}" if self.classes else "the task's objective"
+        return f"gives {given} scores, and {wanted} are asked for: make the head with {how}"
 
     def fitted(self, targets # checked, of the training examples
               )->"Objective":
@@ -194,5 +197,6 @@ def objective_of(about:dict # what `to_json` wrote: its `kind`, and the class's 
                 )->Objective:
     "The objective that was saved."
     kind = about.get("kind")
-    if kind not in kinds: raise ValueError(f"There is no objective {kind!r}: it must be one of {', '.join(sorted(kinds))}.")
+    if kind not in kinds:
+        raise ValueError(f"There is no objective {kind!r}: it must be one of {', '.join(sorted(kinds))}.")
     return kinds[kind].from_json(about)
