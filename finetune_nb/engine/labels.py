@@ -137,6 +137,10 @@ class Classification(Objective):
         weights = None if self.class_weights is None else outputs.new_tensor(self.class_weights)
         return F.cross_entropy(outputs, targets, weights, reduction="none", label_smoothing=self.label_smoothing)
 
+    def loss(self, outputs, targets):
+        if self.class_weights is not None: return super().loss(outputs, targets)
+        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
     def answers(self, outputs, batch):
         "The probability of each class, `float[B, C]`."
         return outputs.softmax(1).cpu().numpy()

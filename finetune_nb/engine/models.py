@@ -68,6 +68,14 @@ class Model(nn.Module):
         "The same, where targets follow what happens to inputs, as boxes follow resizing."
         return self.encode(inputs), targets
 
+    @property
+    def varies(self) -> bool: # does a random view differ from another?
+        return self.augment is not None or type(self).vary is not Model.vary
+
+    @property
+    def moves_targets(self) -> bool: # has it an `encode_pairs` or a `vary` of its own?
+        return type(self).encode_pairs is not Model.encode_pairs or type(self).vary is not Model.vary
+
     def collate(self, encoded:Sequence, # of a batch
                 length:int|None=None, # pad to at least so many tokens, where inputs differ in length
                ): # as `forward` takes it: one tensor, a tuple of arguments, or a mapping of their names
@@ -148,6 +156,10 @@ class Plain(Model):
         super().__init__()
         self.network = network
 
+    @property
+    def varies(self) -> bool: return self.augment is not None or hasattr(self.network, "vary")
+    @property
+    def moves_targets(self) -> bool: return hasattr(self.network, "encode_pairs") or hasattr(self.network, "vary")
     @property
     def takes_targets(self) -> bool: return "targets" in inspect.signature(self.network.forward).parameters
 

@@ -104,6 +104,7 @@ class Objective:
     kind = "" # its name, as in "multi_label": the class's, in small letters
     reads = "pooled" # what the head sees of a backbone: one vector for each network input
     classes = () # names, where there are classes
+    random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -150,6 +151,10 @@ class Objective:
         "A number for each example: a split keeps the share of each number."
         return np.zeros(size(targets), int)
 
+    def loss(self, outputs, targets) -> torch.Tensor: # float[]
+        "The mean of the losses; where the same can be had faster, a kind may do so."
+        return self.losses(outputs, targets).mean()
+
     def collate(self, targets, # of B examples
                 seeds:torch.Tensor|None=None, # int64[B], of each example in this epoch, for what is drawn at random
                ): # a tree of tensors, on which `losses` and the model's own forward pass look
@@ -163,6 +168,7 @@ class Objective:
 
     def fits(self, outputs) -> str: # what is wrong; empty: nothing
         "Has a model this objective's head?"
+        if not torch.is_tensor(outputs): return f"gives {type(outputs).__name__}, and a tensor of scores is asked for"
         given, wanted = outputs.shape[-1], self.num_outputs
         if given == wanted: return ""
         how = f"num_classes={wanted}" if self.classes else "the task's objective"
