@@ -68,7 +68,7 @@ def test_a_page_without_these_parts_is_noticed():
 
 
 def test_readme_is_the_index():
-    text, pictures = load(root/"nbs"/"readme.py").readme()
+    text, pictures = load(root/"tools"/"readme.py").readme()
     assert (root/"README.md").read_text(encoding="utf-8") == text, "type `make export`"
     assert {f"images/{file.name}": file.read_bytes() for file in (root/"nbs"/"images").iterdir()} == pictures, "type `make export`"
 
@@ -122,7 +122,7 @@ def test_sidebar_lists_every_notebook():
 
 def test_sidebar_lists_every_module():
     listed = re.findall(r"reference/(\w+)\.qmd", (root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))
-    assert sorted(listed) == load(root/"nbs"/"reference.py").modules()
+    assert sorted(listed) == load(root/"tools"/"reference.py").modules()
 
 
 def test_site_has_one_configuration():
@@ -217,7 +217,7 @@ def test_a_lesson_is_run_stored_and_stamped(page, tree):
     page.cells += [slow, noisy]
     page.metadata.pop("run")
     nbformat.write(page, path)
-    command = [sys.executable, str(tree/"nbs"/"lessons.py")]
+    command = [sys.executable, str(tree/"tools"/"lessons.py")]
     subprocess.run([*command, "lesson"], check=True, stdin=subprocess.DEVNULL)
     subprocess.run([*command, "--check"], check=True)
     ran = nbformat.read(path, 4)

@@ -17,8 +17,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
-nbs = Path(__file__).resolve().parent
-root = nbs.parent
+tools = Path(__file__).resolve().parent
+root = tools.parent
+nbs = root/"nbs"
 most_seconds = 60
 widget_view = "application/vnd.jupyter.widget-view+json"
 somebody_s_folder = r"(?:/home|/Users|[A-Z]:\\Users)[/\\]\w+|/root/"
@@ -133,8 +134,8 @@ class Lesson(NotebookClient):
 
 
 def kernel_environment():
-    "Two threads, this tree's module, no network"
-    search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    "Two threads, this tree's module and tools, no network"
+    search = os.pathsep.join(filter(None, [str(root), str(tools), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": search}
 

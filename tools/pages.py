@@ -13,9 +13,10 @@ from latex2mathml.converter import convert
 from nbdev.doclinks import _nbpath2html
 from nbdev.process import Processor
 
-nbs = Path(__file__).resolve().parent
-root = nbs.parent
-sys.path.insert(0, str(nbs)) # nbdev imports this file by its name
+tools = Path(__file__).resolve().parent
+root = tools.parent
+nbs = root/"nbs"
+sys.path.insert(0, str(tools)) # nbdev imports this file by its name: `procs` in settings.ini
 import lessons, reference
 
 settings = ConfigParser(delimiters=["="])
@@ -102,7 +103,7 @@ class opening(Processor):
 def prepare():
     "Notebooks and reference, ready for a builder, in _proc"
     from nbdev.serve import proc_nbs
-    folder = proc_nbs(force=True, n_workers=0, skip_file_re=r"^[_.]|\.py$")
+    folder = proc_nbs(force=True, n_workers=0)
     (folder/"reference").mkdir()
     source = f"{repository}/blob/{settings['branch']}"
     for module in reference.modules(): (folder/"reference"/f"{module}.qmd").write_text(reference.page(module, source), encoding="utf-8")

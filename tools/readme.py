@@ -7,7 +7,8 @@ from execnb.nbio import nb2str, read_nb
 from nbconvert import MarkdownExporter
 from nbdev.processors import FilterDefaults, add_links, exec_show_docs, insert_warning
 
-nbs = Path(__file__).resolve().parent
+root = Path(__file__).resolve().parent.parent
+nbs = root/"nbs"
 
 
 class ReadmeFilter(FilterDefaults):
@@ -49,6 +50,6 @@ def readme(path=nbs/"index.ipynb"):
 
 if __name__ == "__main__":
     text, pictures = readme()
-    (nbs.parent/"README.md").write_text(text, encoding="utf-8", newline="\n")
+    (root/"README.md").write_text(text, encoding="utf-8", newline="\n")
     (nbs/"images").mkdir(exist_ok=True)
     for name, picture in pictures.items(): (nbs/name).write_bytes(picture)
