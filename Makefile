@@ -22,28 +22,28 @@ test: $(STAMP) ## test the notebooks, the package and the tree
 	@$(BIN)/python -m pytest
 
 lab: $(STAMP) ## open the book in JupyterLab
-	@$(BIN)/python -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+	@PYTHONPATH="$(CURDIR)/tools$${PYTHONPATH:+:$$PYTHONPATH}" $(BIN)/python -m jupyterlab nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench:    ## run finetune_nb beside its peers and write a table; QUICK=1 for 5 minutes, MINUTES=0 for every run
 	@$(PYTHON) benchmarks/bench.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
 
 lessons: $(STAMP) ## run the lessons and store their outputs; NOTEBOOKS="nbs/04_frozen_layers.ipynb" for some
-	@$(BIN)/python nbs/lessons.py $(NOTEBOOKS)
+	@$(BIN)/python tools/lessons.py $(NOTEBOOKS)
 
 export: $(STAMP) ## write the module and README.md from the notebooks, and clean these
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
-	@$(BIN)/python nbs/readme.py
+	@$(BIN)/python tools/readme.py
 
 docs: $(STAMP) ## build the site in _docs, with Quarto where it is installed
-	@$(BIN)/python nbs/pages.py
+	@$(BIN)/python tools/pages.py
 
 preview: docs ## build the site and serve it on this machine; PORT=8001 for another port
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
 clean:    ## remove what was built; .venv stays
 	@rm -rf _proc _docs build dist *.egg-info .pytest_cache install.log finetune_nb_run
-	@find finetune_nb nbs tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	@find finetune_nb nbs tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
 # A change in one of these installs again; an environment that fits already is reused.
 $(STAMP): settings.ini setup.py pyproject.toml install.py

@@ -31,7 +31,7 @@ def load(path):
     return module
 
 
-lessons = load(root/"nbs"/"lessons.py")
+lessons = load(root/"tools"/"lessons.py")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def built(tmp_path_factory, worker_id, quiet):
                 (tree/path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root/path, tree/path)
             start = time.perf_counter()
-            ran = subprocess.run([sys.executable, tree/"nbs"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            ran = subprocess.run([sys.executable, tree/"tools"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             result.write_text(json.dumps(dict(folder=str(tree/"_docs"), seconds=time.perf_counter() - start, code=ran.returncode, said=ran.stdout + ran.stderr)))
     return json.loads(result.read_text())
 

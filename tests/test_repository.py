@@ -53,7 +53,16 @@ def form_problems(name, next_name):
     return found
 
 
-order = [href for href in re.findall(r"^ +- (\d\w+\.ipynb)$", (root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"), flags=re.M)]
+def sidebar(contents=None):
+    "The pages of the sidebar, in order, relative to nbs/"
+    whole = yaml.safe_load((root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    for item in whole if contents is None else contents:
+        if isinstance(item, str): yield item
+        elif "href" in item: yield item["href"]
+        else: yield from sidebar(item["contents"])
+
+
+order = [page for page in sidebar() if re.fullmatch(r"\d\w+\.ipynb", page)] # the engine room is in a folder of its own
 book = list(zip(order, order[1:]))[:order.index("20_command_line.ipynb")] # those before it are lessons
 
 
@@ -68,14 +77,15 @@ def test_a_page_without_these_parts_is_noticed():
 
 
 def test_readme_is_the_index():
-    text, pictures = load(root/"nbs"/"readme.py").readme()
+    text, pictures = load(root/"tools"/"readme.py").readme()
     assert (root/"README.md").read_text(encoding="utf-8") == text, "type `make export`"
     assert {f"images/{file.name}": file.read_bytes() for file in (root/"nbs"/"images").iterdir()} == pictures, "type `make export`"
 
 
 def test_readme_knows_how_long_the_lessons_take():
     rows = re.findall(r"^\| \[.+?\]\((nbs/\w+\.ipynb)\) \| .+? \| (\d+) s \|", (root/"README.md").read_text(encoding="utf-8"), flags=re.M)
-    assert [name for name, _ in rows] == [name for name in notebooks if "solutions" not in name and "index" not in name]
+    chapters = [name for name in notebooks if re.fullmatch(r"nbs/\d\w+\.ipynb", name)]
+    assert [name for name, _ in rows] == chapters
     took = [(name, f"{nbformat.read(root/name, 4).metadata['run']['seconds']:.0f}") for name, _ in rows]
     assert rows == took, "type `make lessons NOTEBOOKS=nbs/index.ipynb` and `make export`"
 
@@ -115,14 +125,13 @@ def test_links_between_lessons_lead_to_headings_that_are_there():
 
 
 def test_sidebar_lists_every_notebook():
-    listed = re.findall(r"[\w/]+\.ipynb", (root/"nbs"/"sidebar.yml").read_text())
-    expected = [n.removeprefix("nbs/") for n in notebooks]
-    assert sorted(listed) == sorted(expected)
+    listed = [page for page in sidebar() if page.endswith(".ipynb")]
+    assert sorted(listed) == sorted(name.removeprefix("nbs/") for name in notebooks)
 
 
 def test_sidebar_lists_every_module():
-    listed = re.findall(r"reference/(\w+)\.qmd", (root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))
-    assert sorted(listed) == load(root/"nbs"/"reference.py").modules()
+    listed = [page for page in sidebar() if page.endswith(".qmd")]
+    assert sorted(listed) == [f"reference/{module}.qmd" for module in load(root/"tools"/"reference.py").modules()]
 
 
 def test_site_has_one_configuration():
@@ -217,7 +226,7 @@ def test_a_lesson_is_run_stored_and_stamped(page, tree):
     page.cells += [slow, noisy]
     page.metadata.pop("run")
     nbformat.write(page, path)
-    command = [sys.executable, str(tree/"nbs"/"lessons.py")]
+    command = [sys.executable, str(tree/"tools"/"lessons.py")]
     subprocess.run([*command, "lesson"], check=True, stdin=subprocess.DEVNULL)
     subprocess.run([*command, "--check"], check=True)
     ran = nbformat.read(path, 4)

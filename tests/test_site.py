@@ -4,7 +4,7 @@ from urllib.parse import unquote, urldefrag
 import nbformat, pytest, yaml
 from conftest import lessons, load, root, serve
 
-reference = load(root/"nbs"/"reference.py")
+reference = load(root/"tools"/"reference.py")
 addresses = {p.relative_to(root/"nbs").as_posix(): (p.relative_to(root/"nbs").parent/f"{re.sub(r'^[0-9]+[a-z]*_', '', p.stem)}.html").as_posix() for p in lessons.notebooks()}
 modules = [f"reference/{module}.html" for module in reference.modules()]
 representative = ["index.html", "solutions/bert.html", "reference/text.html", "solutions/gradient_update.html"]
@@ -202,7 +202,7 @@ def test_formulas_become_mathml(markdown, display):
 
 
 @functools.cache
-def pages_py(): return load(root/"nbs"/"pages.py")
+def pages_py(): return load(root/"tools"/"pages.py")
 
 
 @pytest.mark.parametrize("page, expected", [

@@ -1,13 +1,23 @@
-"""Run the lessons from top to bottom and store what they print; `make lessons` does it.
+"""Run the book's notebooks from top to bottom and store what they print; `make lessons` does it.
 
 usage: lessons.py [NOTEBOOK ...]     run these notebooks, or all, one at a time, each in a fresh kernel
        lessons.py --slow NOTEBOOK    run its `#| slow` cells too
        lessons.py --check            say which notebooks no longer show what their cells would print
 
-A notebook that ran gets a stamp in its metadata, under `run`: a hash of its code, the date, the seconds, and the versions. The
-hash says whether the outputs on the page come from the code on the page, which cleaned notebooks no longer show otherwise.
+A notebook that ran gets a stamp in its metadata, under `run`: a hash of its code, the date, the seconds, and
+the versions. The hash says whether the outputs on the page come from the code on the page, which cleaned
+notebooks no longer show otherwise.
 """
-import argparse, datetime, hashlib, json, os, platform, re, subprocess, sys, time
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +27,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
-nbs = Path(__file__).resolve().parent
-root = nbs.parent
+tools = Path(__file__).resolve().parent
+root = tools.parent
+nbs = root/"nbs"
 most_seconds = 60
 widget_view = "application/vnd.jupyter.widget-view+json"
 somebody_s_folder = r"(?:/home|/Users|[A-Z]:\\Users)[/\\]\w+|/root/"
@@ -26,7 +37,8 @@ somebody_s_folder = r"(?:/home|/Users|[A-Z]:\\Users)[/\\]\w+|/root/"
 
 def notebooks():
     "Every notebook of the book, in reading order"
-    return sorted(p for p in nbs.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(nbs).parts))
+    hidden = lambda path: any(part[0] in "._" for part in path.relative_to(nbs).parts)
+    return sorted(path for path in nbs.rglob("*.ipynb") if not hidden(path))
 
 
 def skip_flags():
@@ -47,7 +59,8 @@ def directives(source):
 
 def runs(cell, flags=()):
     "Is `cell` code that runs, with none of the `flags` that keep it from running?"
-    if cell.cell_type != "code" or not cell.source.strip() or "nbdev_export(" in cell.source: return False
+    if cell.cell_type != "code" or not cell.source.strip(): return False
+    if "nbdev_export(" in cell.source: return False
     given = directives(cell.source)
     return given.get("eval", "").lower() != "false" and not any(flag in given for flag in flags)
 
@@ -67,8 +80,14 @@ def processor():
 
 def stamp(notebook, seconds):
     "What `notebook.metadata['run']` says about a run that took `seconds`"
-    return dict(cells=cells_hash(notebook), date=datetime.date.today().isoformat(), seconds=round(seconds, 1),
-                python=platform.python_version(), torch=version("torch"), transformers=version("transformers"), cpu=processor())
+    return dict(
+        cells=cells_hash(notebook),
+        date=datetime.date.today().isoformat(),
+        seconds=round(seconds, 1),
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        cpu=processor())
 
 
 def is_noise(output):
@@ -94,12 +113,13 @@ def output_text(output):
 def output_problems(notebook):
     "What is wrong with the outputs of `notebook`, one sentence each"
     found, flags = [], skip_flags()
+    here = "|".join([re.escape(str(root)), re.escape(str(Path.home())) + r"[/\\]", somebody_s_folder])
     for number, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):
             if output.output_type == "error": found.append(f"cell {number} ends in {output.ename}: {output.evalue}")
             elif is_noise(output): found.append(f"cell {number} stores a widget or standard error")
-            here = "|".join([re.escape(str(root)), re.escape(str(Path.home())) + r"[/\\]", somebody_s_folder])
-            if match := re.search(here, output_text(output)): found.append(f"cell {number} prints a path of one machine: {match[0]}")
+            if match := re.search(here, output_text(output)):
+                found.append(f"cell {number} prints a path of one machine: {match[0]}")
     code = [cell for cell in notebook.cells if runs(cell, flags)]
     if code and not any(cell.outputs for cell in code): found.append("no cell has an output")
     return found
@@ -112,16 +132,20 @@ def problems(path):
     run = notebook.metadata.get("run")
     if run is None: return found + ["it has no run stamp"]
     if run["cells"] != cells_hash(notebook): found.append(f"its code has changed since it ran, on {run['date']}")
-    if run["seconds"] >= most_seconds: found.append(f"it took {run['seconds']} s, and a lesson takes less than {most_seconds}")
+    if run["seconds"] >= most_seconds:
+        found.append(f"it took {run['seconds']} s, and a lesson takes less than {most_seconds}")
     return found
 
 
 class Lesson(NotebookClient):
     "Runs a notebook's cells, passes over those with `flags` and keeps their outputs"
     def __init__(self, notebook, flags, progress, **kwargs):
-        super().__init__(notebook, timeout=None, record_timing=False, coalesce_streams=True, store_widget_state=False,
-                         kernel_name="python3", extra_arguments=["--log-level=ERROR"], **kwargs)
-        self.flags, self.progress, self.slow_seconds = flags, progress, 0.
+        super().__init__(notebook, timeout=None, record_timing=False, coalesce_streams=True,
+                         store_widget_state=False, kernel_name="python3",
+                         extra_arguments=["--log-level=ERROR"], **kwargs)
+        self.flags = flags
+        self.progress = progress
+        self.slow_seconds = 0.
 
     async def async_execute_cell(self, cell, cell_index, **kwargs):
         if not runs(cell, self.flags): return cell
@@ -133,19 +157,26 @@ class Lesson(NotebookClient):
 
 
 def kernel_environment():
-    "Two threads, this tree's module, no network"
-    search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": search}
+    "Two threads, this tree's module and tools, no network"
+    search = os.pathsep.join(filter(None, [str(root), str(tools), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2",
+            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": search}
+
+
+def clean(path):
+    "Make of the notebook at `path` what `nbdev_clean` makes of it"
+    code = "import sys; from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True)
 
 
 def run(path, slow=False):
-    "Run the notebook at `path` and store it with its outputs and its stamp; return what went wrong, and then it is as it was"
+    "Run the notebook at `path` and store it with its outputs and stamp; what went wrong, and then it is as it was"
     notebook = nbformat.read(path, 4)
     flags = [flag for flag in skip_flags() if not (slow and flag == "slow")]
     total = sum(runs(cell, flags) for cell in notebook.cells)
     with tqdm(total=total, desc=str(path.relative_to(nbs)), unit="cell", dynamic_ncols=True) as progress:
-        lesson, start = Lesson(notebook, flags, progress, resources={"metadata": {"path": str(path.parent)}}), time.perf_counter()
+        lesson = Lesson(notebook, flags, progress, resources={"metadata": {"path": str(path.parent)}})
+        start = time.perf_counter()
         try: lesson.execute(env=kernel_environment())
         except (CellExecutionError, DeadKernelError) as error: return [str(error)]
         seconds = time.perf_counter() - start - lesson.slow_seconds
@@ -153,34 +184,38 @@ def run(path, slow=False):
     if found := output_problems(notebook): return found
     notebook.metadata["run"] = stamp(notebook, seconds)
     nbformat.write(notebook, path)
-    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(__import__('sys').argv[1])", str(path)],
-                   cwd=root, check=True)
-    return [] if seconds < most_seconds else [f"it is stored, but it took {seconds:.0f} s, and a lesson takes less than {most_seconds}"]
+    clean(path)
+    if seconds < most_seconds: return []
+    return [f"it is stored, but it took {seconds:.0f} s, and a lesson takes less than {most_seconds}"]
 
 
 def chosen(names):
     "The notebooks called `names`, or all: a path, a file name, or the start of one"
-    if not names: return notebooks()
+    there = notebooks()
+    if not names: return there
     paths = []
     for name in names:
-        found = [p for p in notebooks() if p == Path(name).resolve() or p.name == name] or [p for p in notebooks() if p.name.startswith(name)]
-        if not found: sys.exit(f"no notebook is called {name!r}; there are: " + ", ".join(str(p.relative_to(nbs)) for p in notebooks()))
+        exactly = [path for path in there if path == Path(name).resolve() or path.name == name]
+        found = exactly or [path for path in there if path.name.startswith(name)]
+        if not found:
+            sys.exit(f"no notebook is called {name!r}; there are: {', '.join(str(p.relative_to(nbs)) for p in there)}")
         paths += found
     return paths
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    options = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("notebooks", nargs="*", help=argparse.SUPPRESS)
     options.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     asked = options.parse_args()
-    failed = 0
-    for path in chosen(asked.notebooks):
+    failed, paths = 0, chosen(asked.notebooks)
+    for path in paths:
         found = problems(path) if asked.check else run(path, asked.slow)
         failed += bool(found)
         for sentence in found: print(f"{path.relative_to(root)}: {sentence}", file=sys.stderr)
-    if failed: sys.exit(f"{failed} of {len(chosen(asked.notebooks))} notebooks need attention")
+    if failed: sys.exit(f"{failed} of {len(paths)} notebooks need attention")
 
 
 if __name__ == "__main__": main()
