@@ -4,16 +4,19 @@ import numpy as np, pytest, torch
 from torch import nn
 from conftest import root
 from finetune_nb.data import Examples
-from finetune_nb.training import _Batches
+from finetune_nb.engine.batches import Batches
+from finetune_nb.engine.labels import Classification
+from finetune_nb.engine.models import as_model
 
 script = '''
 import json, sys
 from pathlib import Path
 import torch
 from torch import nn
-from finetune_nb import evaluate, fit, freeze, training
-from finetune_nb.cache import _Pass
+from accelerate import PartialState
+from finetune_nb import evaluate, fit, freeze
 from finetune_nb.data import Examples, Task
+from finetune_nb.engine.batches import Batches
 
 out, layout = Path(sys.argv[1]), sys.argv[2:]
 torch.set_num_threads(1)
@@ -27,16 +30,16 @@ torch.manual_seed(3)
 model = nn.Sequential(nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU()), nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU()), nn.Linear(24, 3))
 freeze(model, 2)
 
-seen, batches = [], training._Batches.epoch
+seen, batches = [], Batches.epoch
 def watched(self, *args):
     for batch in batches(self, *args):
         if self.seed is not None: seen.append([args[0], self.rank, batch.positions.tolist() if batch.weights is None else batch.positions[batch.weights > 0].tolist()])
         yield batch
-training._Batches.epoch = watched
+Batches.epoch = watched
 
 how = dict(checkpoint=out/"checkpoints", every=5, resume="resume" in layout) if "checkpoint" in layout else {}
 history = fit(model, task, epochs=6, batch_size=8, unfreeze_at={3: 1, 5: 0} if "batchnorm" in layout else {3: 1}, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout, **how)
-rank = training.Accelerator(cpu=True).process_index
+rank = PartialState().process_index
 (out/f"rank{rank}.json").write_text(json.dumps(dict(losses=history.train_loss, validation=[[e["validation_loss"], e["validation_accuracy"]] for e in history.epochs], seen=seen,
                                                     prefix=history.prefix, accuracy=evaluate(model, task.test).accuracy, weights=[p.double().sum().item() for p in model.parameters()])))
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group() # or a thread of it may outlive Python, and abort
@@ -103,6 +106,7 @@ def test_torchrun_without_a_cache(tmp_path, quiet, one):
 def test_each_example_is_judged_once(count, world, batch_size):
     "Also where a process owns one example of a batch, or none"
     examples = Examples(torch.arange(float(count))[:, None], torch.arange(count))
-    shares = [_Batches(nn.Identity(), examples, batch_size, rank=rank, world=world) for rank in range(world)]
-    for share in shares: assert sorted(p for batch in share.epoch() for p in batch.positions.tolist()) == list(range(len(share.labels)))
-    assert sorted(label for share in shares for batch in share.epoch() for label in batch.labels.tolist()) == list(range(count))
+    asked = Classification(list(map(str, range(count))))
+    shares = [Batches(as_model(nn.Identity()), examples, asked, batch_size, rank=rank, world=world) for rank in range(world)]
+    for share in shares: assert sorted(p for batch in share.epoch() for p in batch.positions.tolist()) == list(range(len(share.examples)))
+    assert sorted(label for share in shares for batch in share.epoch() for label in batch.targets.tolist()) == list(range(count))
