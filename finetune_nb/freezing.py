@@ -28,7 +28,7 @@ class Block:
     "One of the ordered parts of a model: modules that freeze, or learn, together."
     name: str # `stem`, `layer1` … `head`, or `embeddings`, `layer.0` … `head`
     modules: list[nn.Module] # in the order in which they run
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict, compare=False) # of no module here: a class token, say
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict) # what is in no module: a class token, say
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         "All parameters and buffers, those of the first module first."
@@ -82,9 +82,10 @@ def _check_block(block, model, names):
     foreign = [m for m in block.modules if not isinstance(m, nn.Module) or m not in own]
     foreign += [t for t in block.tensors.values() if id(t) not in names]
     if foreign:
-        raise ValueError(f"block {block.name!r} holds {type(foreign[0]).__name__}, which is no module of this {type(model).__name__}: "
-                         "give modules (or bare parameters) of the model itself. (A slice of an nn.Sequential is a new module: "
-                         "use list(model.features[:3]).)")
+        given, expected = type(foreign[0]).__name__, type(model).__name__
+        raise ValueError(f"block {block.name!r} holds {given}, which is no module of this {expected}: "
+                         "give modules (or bare parameters) of the model itself. "
+                         "(A slice of an nn.Sequential is a new module: use list(model.features[:3]).)")
     if not block.parameters():
         raise ValueError(f"block {block.name!r} has no parameters, so it can neither freeze nor learn: "
                          "join its modules to the block before it.")
@@ -101,16 +102,16 @@ def _checked(model, found):
     missing = [name for i, name in names.items() if i not in owners]
     if missing:
         few = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
-        raise ValueError(f"{few} ({len(missing)} of {len(names)} parameters and buffers) belong to no block, expected each in "
-                         "exactly one: add their modules, or themselves, to a block.")
+        raise ValueError(f"{few} ({len(missing)} of {len(names)} parameters and buffers) belong to no block, "
+                         "expected each in exactly one: add their modules, or themselves, to a block.")
     return found
 
 # %% ../nbs/04_frozen_layers.ipynb #0c142959
 def _named_tensors(model): return dict(chain(model.named_parameters(), model.named_buffers()))
 
-_shared = ("{} is shared between block {!r} and block {!r}: it is one set of weights, so freezing one block would freeze part of "
-           "the other. Use a model without the part that shares (a classifier, not a language model with a tied head), "
-           "or put both parts in one block by hand.")
+_shared = ("{} is shared between block {!r} and block {!r}: it is one set of weights, "
+           "so freezing one block would freeze part of the other. Use a model without the part that shares "
+           "(a classifier, not a language model with a tied head), or put both parts in one block by hand.")
 
 # %% ../nbs/04_frozen_layers.ipynb #3176ce33
 def _cut(model):
@@ -120,8 +121,9 @@ def _cut(model):
     supported = ", ".join(family.title for family in families() if family.title)
     children = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
     by_hand = ", ".join(f"[model.{name}]" for name in children)
-    raise ValueError(f"got a {type(model).__name__}, whose blocks are not known. Supported: {supported}; and any model with a "
-                     "method blocks() that returns list[Block]. For others name the blocks by hand, from input to output: "
+    raise ValueError(f"got a {type(model).__name__}, whose blocks are not known. Supported: {supported}; "
+                     "and any model with a method blocks() that returns list[Block]. "
+                     "For others name the blocks by hand, from input to output: "
                      f"freeze(model, depth, blocks=[{by_hand}]).")
 
 # %% ../nbs/04_frozen_layers.ipynb #801bf76b
@@ -181,6 +183,11 @@ class SummaryRow(NamedTuple):
     frozen: bool # True: frozen; False: it learns
     share: float # of the model's parameters, 0 to 1
 
+    def cells(self) -> tuple[str, str, str, str]:
+        "In words."
+        return self.block, f"{self.parameters:,}", f"{100 * self.share:.1f} %", "frozen" if self.frozen else "learns"
+
+# %% ../nbs/04_frozen_layers.ipynb #d0ee2434
 @dataclass(repr=False)
 class FreezeSummary:
     "What learns and what does not, with parameter counts: a table in a terminal and in a notebook."
@@ -197,30 +204,31 @@ class FreezeSummary:
         return (f"freeze depth {self.depth} (0 to {len(self.rows) - 1}): "
                 f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters learn ({percent:.1f} %)")
 
-    def _cells(self):
-        return [(row.block, f"{row.parameters:,}", f"{100 * row.share:.1f} %", "frozen" if row.frozen else "learns") for row in self.rows]
-
     def __repr__(self):
-        table = [("block", "parameters", "share", "state"), *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {share:>{widths[2]}}  {state}" for name, count, share, state in table]
+        table = [("block", "parameters", "share", "state"), *[row.cells() for row in self.rows]]
+        name, count, share, _ = [max(map(len, column)) for column in zip(*table)]
+        lines = [f"{a:<{name}}  {b:>{count}}  {c:>{share}}  {state}" for a, b, c, state in table]
         return "\n".join([self._title(), *lines])
 
     def _repr_html_(self): return _as_html(self)
 
 # %% ../nbs/04_frozen_layers.ipynb #2b89cc4a
-_bar = "display:inline-block;height:0.8em;border:1px solid;margin-right:0.5em;vertical-align:middle;width:{:.2f}em;background:{}"
+_bar = ("display:inline-block;height:0.8em;border:1px solid;margin-right:0.5em;vertical-align:middle;"
+        "width:{:.2f}em;background:{}")
 _hatched = "repeating-linear-gradient(45deg,transparent 0 3px,currentColor 3px 4px)"
 
 def _as_html(summary):
     lines = []
-    for row, (name, count, share, state) in zip(summary.rows, summary._cells()):
+    for row in summary.rows:
+        name, count, share, state = row.cells()
         bar = _bar.format(0.2 + 6 * row.share, _hatched if row.frozen else "currentColor")
         state = f"&#10052;&#65038; {state}" if row.frozen else f"&#9654;&#65038; <b>{state}</b>"
-        lines.append(f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th><td style='text-align:right'>{count}</td>"
+        lines.append(f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th>"
+                     f"<td style='text-align:right'>{count}</td>"
                      f"<td style='text-align:left'><span aria-hidden='true' style='{bar}'></span>{share}</td>"
                      f"<td style='text-align:left'>{state}</td></tr>")
-    head = "".join(f"<th scope='col'>{title}</th>" for title in ("block", "parameters", "share of the model", "state"))
+    titles = "block", "parameters", "share of the model", "state"
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
     return (f"<table><caption style='text-align:left'>{summary._title()}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(lines)}</tbody></table>")
 
@@ -236,7 +244,8 @@ def check_depth(depth, # as somebody gave it
     why = f"the model has {len(found)} blocks, {found[0].name} to {found[-1].name}"
     if whole is None: why = "it must be a whole number"
     if whole == len(found): why += ", and with all of them frozen, the head too, nothing would be left to learn"
-    raise ValueError(f"depth must be between 0 and {deepest}, got {depth!r}: {why}. 0 trains everything, {deepest} the head alone.")
+    raise ValueError(f"depth must be between 0 and {deepest}, got {depth!r}: {why}. "
+                     f"0 trains everything, {deepest} the head alone.")
 
 # %% ../nbs/04_frozen_layers.ipynb #b11d4e2e
 def summarise(found:list[Block], # of a model
@@ -251,9 +260,9 @@ def _named_by_hand(model, parts, name):
     "A block from a `Block`, a module, or a list of modules and bare parameters."
     if isinstance(parts, nn.Module | torch.Tensor): parts = [parts]
     if not isinstance(parts, Sequence): return parts
-    bare = [part for part in parts if torch.is_tensor(part)]
     paths = {id(tensor): path for path, tensor in _named_tensors(model).items()}
-    return Block(name, [part for part in parts if not torch.is_tensor(part)], {paths.get(id(t), "tensor"): t for t in bare})
+    bare = {paths.get(id(part), "foreign"): part for part in parts if torch.is_tensor(part)}
+    return Block(name, [part for part in parts if not torch.is_tensor(part)], bare)
 
 def _remember(model, found):
     "Keep blocks that were named by hand as paths, which survive a copy; `blocks(model)` finds them there."
@@ -267,7 +276,7 @@ def freeze(model:nn.Module, # any supported backbone, bare or with its head
            depth:int, # blocks to freeze, counted from the input: 0 trains everything, the largest the head alone
            blocks:Sequence|None=None, # by hand, from input to output: a `Block`, or modules, for each block; remembered
           )->FreezeSummary: # what learns, what does not, parameter counts
-    "Freeze the first `depth` blocks and let the others learn: no gradient, no BatchNorm update, no dropout in a frozen one."
+    "Freeze the first `depth` blocks, and no others: no gradient, no BatchNorm update, no dropout."
     found = _blocks_of(model, blocks)
     depth = check_depth(depth, found)
     if blocks is not None: _remember(model, found)
@@ -309,15 +318,17 @@ def draw_blocks(model:nn.Module, # any supported model
         style = dict(facecolor="#9AD0F0", hatch="///") if i < depth else dict(facecolor="#E69F00")
         ax.barh(0, width - 0.01, left=left, height=1, edgecolor="black", **style)
         ax.text(left + width / 2, 0.58, block.name, ha="center", va="bottom", fontsize=9)
-        ax.text(left + width / 2, -0.58, short_number(block.num_parameters()), ha="center", va="top", fontsize=8, color="0.3")
+        count = short_number(block.num_parameters())
+        ax.text(left + width / 2, -0.58, count, ha="center", va="top", fontsize=8, color="0.3")
         left += width
     cut = sum(widths[:depth]) - 0.005
     ax.axvline(cut, color="black", linewidth=2, linestyle="--")
     if depth: ax.text(cut / 2, -1, "frozen prefix", ha="center", va="top")
     ax.text((cut + left) / 2, -1, "trainable suffix", ha="center", va="top")
     summary = summarise(found, depth)
+    share = summary.trainable_parameters / summary.total_parameters
     ax.set(xlim=(-0.02, left + 0.01), ylim=(-1.4, 1), xticks=[], yticks=[],
-           title=f"Freeze depth {depth}: {summary.trainable_parameters / summary.total_parameters:.1%} of the parameters learn")
+           title=f"Freeze depth {depth}: {share:.1%} of the parameters learn")
     ax.spines[:].set_visible(False)
     return ax
 
@@ -340,11 +351,12 @@ def unfreeze(model:nn.Module, # a frozen model
 # %% ../nbs/04_frozen_layers.ipynb #468e9b34
 def blocks_with_head(backbone:nn.Module, # any model that `blocks` knows
                      *head:nn.Module, # what comes after it in a classifier of your own
-                    )->list[Block]: # the backbone's blocks; its own last part (a pooler, a last norm) and `head` are the last one
+                    )->list[Block]: # the backbone's; its own last part (a pooler, a last norm) belongs to the head
     "What the method `blocks()` of a classifier that wraps a `backbone` returns."
     *body, last = blocks(backbone)
     if last.name != "head": body, last = [*body, last], Block("head", [])
     return [*body, Block("head", [*last.modules, *head], last.tensors)]
 
 # %% ../nbs/04_frozen_layers.ipynb #e3e744df
-_stay_in_eval, _set_frozen, _summary, _check_depth, _short = stay_in_eval, set_frozen, summarise, check_depth, short_number
+_stay_in_eval, _set_frozen, _summary = stay_in_eval, set_frozen, summarise
+_check_depth, _short = check_depth, short_number

@@ -18,7 +18,7 @@ from .freezing import Block, blocks_with_head
 class TextClassifier(PooledTextModel):
     "A pretrained encoder, pooling over its tokens, and a new head."
     kind = "text"
-    learning_rate, head_learning_rate, head_only_learning_rate = 2e-4, 3e-3, 1e-2 # unless the backbone's family says otherwise
+    learning_rate, head_learning_rate, head_only_learning_rate = 2e-4, 3e-3, 1e-2 # or as its family says
 
     def __init__(self,
                  backbone:nn.Module|Backbone, # an encoder of Transformers; gives `float[B, T, H]`
@@ -31,7 +31,7 @@ class TextClassifier(PooledTextModel):
         super().__init__(backbone, tokenizer, max_length)
         _check_pooling(pooling, self.backbone)
         self.pooling, self.dropout = pooling, nn.Dropout(dropout)
-        self.head, self.objective = head_for(self.backbone.config.hidden_size, num_classes)
+        self.head, self.objective = head_for(self.features, num_classes)
 
     def blocks(self) -> list[Block]:
         "The encoder's blocks from input to output, and the head; a pooler belongs to the head."
@@ -40,7 +40,8 @@ class TextClassifier(PooledTextModel):
     def forward(self, input_ids:torch.Tensor, attention_mask:torch.Tensor, **more) -> torch.Tensor:
         "Token numbers and their mask, `int[B, T]` each, to scores `float[B, num_classes]`."
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more)
-        pooled = output.pooler_output if self.pooling == "pooler" else mean_of_tokens(output.last_hidden_state, attention_mask)
+        if self.pooling == "pooler": pooled = output.pooler_output
+        else: pooled = mean_of_tokens(output.last_hidden_state, attention_mask)
         return self.head(self.dropout(pooled))
 
 # %% ../nbs/07_bert.ipynb #b9fa3c29

@@ -36,7 +36,8 @@ class Preprocessing:
              )->"Preprocessing": # the same for another size
         "The same way to another size; the margin that is cut away keeps its share."
         if image_size < 32:
-            raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: a network makes an image 32 times smaller.")
+            raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: "
+                             "a network makes an image 32 times smaller.")
         return replace(self, image_size=image_size, resize_size=round(self.resize_size * image_size / self.image_size))
 
     def __call__(self, image # a file, a PIL image, or `uint8[C, H, W]` with C = 1 or 3
@@ -59,7 +60,8 @@ def _as_tensor(image):
     is_tensor = torch.is_tensor(image)
     if is_tensor and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3): return image
     found = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
-    raise ValueError(f"An image must be a file, a PIL image or a tensor uint8[C, H, W] with 1 or 3 channels, got {found}.")
+    raise ValueError("An image must be a file, a PIL image or a tensor uint8[C, H, W] with 1 or 3 channels, "
+                     f"got {found}.")
 
 class _Normalise(nn.Module):
     "The first thing that a classifier does to images; it belongs to the first block."
@@ -78,13 +80,13 @@ class _Normalise(nn.Module):
 class ImageClassifier(ImageModel):
     "A backbone with a new head, and the preprocessing that belongs to its weights."
     kind = "image"
-    learning_rate, head_learning_rate, head_only_learning_rate = 1e-3, 5e-3, 1e-2 # unless the backbone's family says otherwise
+    learning_rate, head_learning_rate, head_only_learning_rate = 1e-3, 5e-3, 1e-2 # or as its family says
 
     def __init__(self,
                  backbone:nn.Module|Backbone, # its last linear layer is replaced: a ResNet's `fc`
                  num_classes, # scores of the head, at least 2; or an `Objective`, or a task
                  preprocessing:Preprocessing|dict=Preprocessing(), # what belongs to the backbone's weights
-                 augment:Callable|None=None, # changes an image `uint8[3, S, S]` at random, in training; see `augmentation`
+                 augment:Callable|None=None, # changes an image at random, in training; see `augmentation`
                 ):
         super().__init__(backbone, num_classes, augment)
         if isinstance(preprocessing, dict): preprocessing = Preprocessing(**preprocessing)
@@ -108,17 +110,18 @@ class ImageClassifier(ImageModel):
 def augmentation(turn:float=10, # degrees, the most to either side
                  shift:float=0.08, # share of the side, the most in any direction
                  zoom:float=0.1, # the most larger or smaller, as a share
-                 flip:bool=False, # mirror left and right, half of the time: right for most photographs, wrong for anything written
+                 flip:bool=False, # mirror half of the time: right for most photographs, wrong for writing
                 )->Callable: # takes and gives `uint8[3, S, S]`
     "Small random changes that leave the class as it is."
-    moved = v2.RandomAffine(turn, (shift, shift), (1 - zoom, 1 + zoom), interpolation=InterpolationMode.BILINEAR)
+    scale, smooth = (1 - zoom, 1 + zoom), InterpolationMode.BILINEAR
+    moved = v2.RandomAffine(turn, (shift, shift), scale, interpolation=smooth)
     return v2.Compose([v2.RandomHorizontalFlip(), moved]) if flip else moved
 
 # %% ../nbs/06_resnet.ipynb #76bbc472
-def classifier(name:str, # "resnet18-fractal", "resnet18" … or another of torchvision's, or a file: safetensors, or a state dict
+def classifier(name:str, # "resnet18-fractal", "resnet18", "vit_b_16" …, or a file: safetensors, or a state dict
                num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
-               image_size:int|None=None, # pixels, the side of the square that the network sees, at least 32; None: its weights' own
-               augment:Callable|None=None, # changes an image at random, in training: `augmentation()`, or a torchvision transform
+               image_size:int|None=None, # pixels, the side of what it sees, at least 32; None: as its weights
+               augment:Callable|None=None, # changes an image at random, in training: `augmentation()`, say
                pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth
                seed:int=0, # of the head's first weights (and of all, if not pretrained)
               )->ImageClassifier: # nothing frozen yet

@@ -47,8 +47,6 @@ class Family:
         "Its parts; every parameter and buffer is in exactly one."
         raise NotImplementedError(f"{type(self).__name__} does not cut networks.")
 
-    # Opening
-
     def names(self) -> list[str]: # the most usual first
         "What people can type."
         return []
@@ -56,7 +54,6 @@ class Family:
     def opens(self, name:str) -> bool:
         "Is this the name of one of its networks?"
         return name in self.names()
-
     def open(self, name:str, pretrained:bool=True, **options) -> "Backbone":
         "The network of that name; not `pretrained`: with random weights."
         raise NotImplementedError(f"{type(self).__name__} opens no network.")
@@ -65,19 +62,13 @@ class Family:
         "What `rebuild` needs to know besides, as JSON can hold it."
         return {}
 
-    def rebuild(self, about:dict, # `architecture`, `preprocessing` and what else `describe` said
-                folder:Path, # of the saved model
-               )->"Backbone":
+    def rebuild(self, about:dict, folder:Path) -> "Backbone": # of what `model.json` says, and where it is
         "The network of a saved model, whose weights are loaded later."
         return self.open(about["architecture"], pretrained=False)
 
-    def usage(self, about:dict, # what `model.json` says
-              outputs:int, # of the head
-             )->str: # Markdown; empty: nothing to say
+    def usage(self, about:dict, outputs:int) -> str: # Markdown; of what `model.json` says
         "How the saved network is loaded without finetune_nb."
         return ""
-
-    # What is to be known about a network
 
     def architecture(self, network:nn.Module) -> str: # empty: nobody can tell
         "The name by which `open` makes the same network."
@@ -115,7 +106,7 @@ def measured_maps(network:nn.Module, # reads images
                   found:list, # its blocks, without the head
                   image_size:int, # pixels, the side of the image
                  )->dict[str, Map]: # of the blocks whose output is a map
-    "What each block makes of an image: the output of the last of its modules that does not only shrink to a fixed size."
+    "What each block makes of an image: the output of its last module, pooling to a fixed size aside."
     last = {block.name: [m for m in block.modules if not isinstance(m, nn.AdaptiveAvgPool2d)][-1] for block in found}
     shapes = {}
     def watch(name): return lambda module, inputs, output: shapes.update({name: getattr(output, "shape", ())})
@@ -178,9 +169,10 @@ def family_of(network:nn.Module # any
     "The first family that says yes."
     return next((family for family in families() if family.knows(network)), None)
 
-def family_called(name:str # of its class, as a saved model has it
+def family_called(name:str # of its class, as a saved model has it; empty: none that is registered
                  )->Family:
     "The family of a saved model."
+    if not name: return Family()
     found = next((family for family in families() if type(family).__name__ == name), None)
     if found is None:
         raise ValueError(f"The model's family {name!r} is not known here: import the module that registers it first.")
@@ -194,6 +186,7 @@ def family_of_saved(about:dict, # what `model.json` says
     able = [family for family in families() if family.inputs == inputs]
     return next(family for family in able if family.opens(about.get("architecture", "")))
 
+# %% ../../nbs/engine/15_families.ipynb #25f31e2b
 def open_backbone(name:str, # what somebody typed
                   inputs:str, # what the network has to read: "image" or "text"
                   pretrained:bool=True, # False: random weights
@@ -204,8 +197,8 @@ def open_backbone(name:str, # what somebody typed
     family = next((family for family in able if family.opens(name)), None)
     if family is not None: return family.open(name, pretrained, **options)
     usual = ", ".join(family.names()[0] for family in able if family.names())
-    raise ValueError(f"There is no {inputs} backbone and no file {name!r}: give one of {usual}, another of their sizes, "
-                     "or a file of weights.")
+    raise ValueError(f"There is no {inputs} backbone and no file {name!r}: "
+                     f"give one of {usual}, another of their sizes, or a file of weights.")
 
 def as_backbone(network:nn.Module|Backbone, # of any family, or of none
                )->Backbone:
@@ -216,10 +209,12 @@ def adopt(model:nn.Module, # of ours
           backbone:Backbone, # its own
          ):
     "Let a model know where its backbone comes from, and which learning rates suit it."
-    model.name, model.architecture, model.family = backbone.name, backbone.architecture, type(backbone.family).__name__
+    family = type(backbone.family)
+    model.name, model.architecture = backbone.name, backbone.architecture
+    model.family = "" if family is Family else family.__name__
     model.learning_rate, model.head_learning_rate, model.head_only_learning_rate = backbone.rates
 
-# %% ../../nbs/engine/15_families.ipynb #7a3a1a1c
+# %% ../../nbs/engine/15_families.ipynb #c13ac3bb
 def head_for(features:int, # numbers that the head is given for each input
              wanted, # classes, at least 2; or an `Objective`; or a task
              spread:float=0.02, # standard deviation of the first weights of every linear layer; biases begin at 0
@@ -235,7 +230,7 @@ def head_for(features:int, # numbers that the head is given for each input
         if layer.bias is not None: nn.init.zeros_(layer.bias)
     return head, objective
 
-# %% ../../nbs/engine/15_families.ipynb #e66da951
+# %% ../../nbs/engine/15_families.ipynb #90a89d2b
 def refuse_wrong_hash(file:Path, # of weights
                       expected:str, # SHA-256, 64 hexadecimal digits
                      ):

@@ -53,8 +53,8 @@ class ImageModel(Model):
         family = family_called(self.family)
         architecture = self.architecture or family.architecture(self.backbone)
         if not architecture:
-            raise ValueError(f"This {type(self.backbone).__name__} was not opened by a name, and nobody could build it again: "
-                             "save its state dict with safetensors.")
+            raise ValueError(f"This {type(self.backbone).__name__} was not opened by a name, and nobody could build it "
+                             "again: save its state dict with safetensors.")
         about = dict(kind=self.kind, name=self.name, family=self.family, architecture=architecture,
                      preprocessing=asdict(self.preprocessing), objective=self.objective and self.objective.to_json())
         return self.backbone.state_dict(), about | family.describe(self.backbone)
@@ -71,10 +71,11 @@ class ImageModel(Model):
     def usage(self, about:dict # what `model.json` says
              )->str: # Markdown
         "How a saved model is used, here and elsewhere."
-        p, plain = about["preprocessing"], isinstance(self.head, nn.Linear)
-        elsewhere = family_called(about["family"]).usage(about, self.head.out_features) if plain else ""
-        return "\n\n".join(filter(None, [
-            '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```',
-            f"or `finetune-nb predict DIR cat.jpg`. {elsewhere}".strip(),
-            f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p.get('interpolation', 'bilinear')}), "
-            f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, divided by {list(p['std'])}."]))
+        p, elsewhere = about["preprocessing"], ""
+        if isinstance(self.head, nn.Linear):
+            elsewhere = family_of_saved(about, self.inputs).usage(about, self.head.out_features)
+        ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
+        wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
+                 f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "
+                 f"divided by {list(p['std'])}.")
+        return f"{ours}\n\nor `finetune-nb predict DIR cat.jpg`. {elsewhere}\n\n{wants}"

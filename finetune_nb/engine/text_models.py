@@ -34,7 +34,8 @@ class TextModel(Model):
         longest = backbone.family.longest(backbone.network)
         if max_length is not None and not 3 <= max_length <= (longest or max_length):
             raise ValueError(f"max_length must be between 3 and {longest}, got {max_length}.")
-        self.backbone, self.tokenizer, self.max_length = backbone.network, tokenizer, max_length or min(128, longest or 128)
+        self.max_length = max_length or min(128, longest or 128)
+        self.backbone, self.tokenizer, self.features = backbone.network, tokenizer, backbone.features
 
     def encode(self, texts:Sequence[str] # N
               )->list[torch.Tensor]: # N times int64[T]
@@ -62,13 +63,15 @@ class PooledTextModel(TextModel):
         return for_sequence_classification(self.backbone, self.head, self.dropout.p, self.objective)
 
     def save(self, folder):
-        about = dict(kind=self.kind, name=self.name, family=self.family, pooling=self.pooling, max_length=self.max_length,
-                     dropout=self.dropout.p, objective=self.objective and self.objective.to_json())
+        about = dict(kind=self.kind, name=self.name, family=self.family, architecture=self.architecture,
+                     pooling=self.pooling, max_length=self.max_length, dropout=self.dropout.p,
+                     objective=self.objective and self.objective.to_json())
         tensors, theirs = self.state_dict(), self._as_transformers()
         if theirs:
             whole, tensors = theirs
             whole.config.save_pretrained(folder)
-        longest, self.tokenizer.model_max_length = self.tokenizer.model_max_length, self.max_length # other tools cut where we do
+        longest = self.tokenizer.model_max_length
+        self.tokenizer.model_max_length = self.max_length # so that other tools cut where we do
         try: self.tokenizer.save_pretrained(folder)
         finally: self.tokenizer.model_max_length = longest
         return tensors, about | family_called(self.family).describe(self.backbone)
@@ -78,13 +81,15 @@ class PooledTextModel(TextModel):
         wanted = objective_of(about["objective"]) if about.get("objective") else len(about["classes"])
         with torch.random.fork_rng(devices=[]):
             backbone = family_of_saved(about, cls.inputs).rebuild(about, folder)
-            model = cls(backbone, backbone.tokenizer, wanted, about["pooling"], about.get("dropout", 0.1), about["max_length"])
+            dropout = about.get("dropout", 0.1)
+            model = cls(backbone, backbone.tokenizer, wanted, about["pooling"], dropout, about["max_length"])
         theirs = model._as_transformers()
         if theirs is None: model.load_state_dict(tensors)
         else:
             whole, expected = theirs
-            if expected.keys() != tensors.keys(): raise RuntimeError(f"it has {len(tensors)} tensors, expected {len(expected)}")
-            whole.load_state_dict(tensors, strict=False) # the names are equal; RoBERTa's pooler goes by that of its head
+            if expected.keys() != tensors.keys():
+                raise RuntimeError(f"it has {len(tensors)} tensors, expected {len(expected)}")
+            whole.load_state_dict(tensors, strict=False) # a RoBERTa's pooler goes by the name of its head
         return model
 
     def usage(self, about:dict # what `model.json` says
@@ -96,6 +101,7 @@ class PooledTextModel(TextModel):
 
 _with_pipeline = ('In plain Transformers:\n\n```python\nfrom transformers import pipeline\n\n'
                   'pipeline("text-classification", "DIR")("a text", truncation=True)\n```')
-_with_nothing_else = ("It takes the mean over the tokens, which no class of Transformers for sequence classification does, so "
-                      "`AutoModelForSequenceClassification` cannot load it, and there is no `config.json` that would let it try. "
-                      'A model made with `pooling="pooler"` can be loaded there. The tokenizer beside it is Transformers\' own.')
+_with_nothing_else = (
+    "It takes the mean over the tokens, which no class of Transformers for sequence classification does, so "
+    "`AutoModelForSequenceClassification` cannot load it, and there is no `config.json` that would let it try. "
+    'A model made with `pooling="pooler"` can be loaded there. The tokenizer beside it is Transformers\' own.')

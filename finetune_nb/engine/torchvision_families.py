@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['state_dict_of', 'misfits', 'first_of', 'load_backbone', 'published', 'Torchvision', 'Embedded', 'ResNets', 'VGGs',
-           'ConvNeXts', 'EfficientNets', 'MobileNets', 'DenseNets', 'RegNets', 'ViTs', 'Swins', 'recognised', 'Files']
+           'stem_and_stages', 'ConvNeXts', 'EfficientNets', 'MobileNets', 'DenseNets', 'RegNets', 'ViTs', 'Swins',
+           'recognised', 'Files']
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #c16ffab1
 import json
@@ -37,7 +38,8 @@ def state_dict_of(file:Path # safetensors, or what `torch.save` wrote
     for key in ("state_dict", "model"): # in a checkpoint of training
         if isinstance(tensors, dict): tensors = tensors.get(key, tensors)
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
-        raise ValueError(f"{str(file)!r} holds {type(tensors).__name__}, expected a state dict: save `model.state_dict()`.")
+        found = type(tensors).__name__
+        raise ValueError(f"{str(file)!r} holds {found}, expected a state dict: save `model.state_dict()`.")
     for prefix in ("module.", "backbone."): # of a distributed model; of our own classifier
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix):]: t for name, t in tensors.items()}
@@ -70,6 +72,7 @@ def load_backbone(network:nn.Module,
     if wrong: raise ValueError(f"The weights {name!r} do not fit: {first_of(wrong)}.")
     network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(f"{head}.")}, strict=False)
 
+# %% ../../nbs/engine/16_torchvision_families.ipynb #bf5154bf
 def published(name:str, # of a network
               weights, # one of torchvision's weights enums
              )->tuple[dict[str, torch.Tensor], Path]: # the tensors, and the file that they are in
@@ -77,14 +80,15 @@ def published(name:str, # of a network
     file = Path(torch.hub.get_dir())/"checkpoints"/Path(weights.url).name
     try: return weights.get_state_dict(progress=True, check_hash=True, weights_only=True), file
     except (URLError, OSError) as error:
-        if file.exists(): raise OSError(f"{name}: {file} cannot be read ({error}): delete it, and it is fetched again.") from error
-        raise OSError(f"{name}: its ImageNet weights {file.name} are neither in {file.parent} nor to be had from the network "
-                      f"({error}). Lay the file there, or use 'resnet18-fractal', which needs no network.") from error
+        again = f"{name}: {file} cannot be read ({error}): delete it, and it is fetched again."
+        nowhere = (f"{name}: its ImageNet weights {file.name} are neither in {file.parent} nor to be had from the "
+                   f"network ({error}). Lay the file there, or use 'resnet18-fractal', which needs no network.")
+        raise OSError(again if file.exists() else nowhere) from error
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(f"{name}: {file} is no state dict, or is damaged ({type(error).__name__}): "
                          "delete it, and it is fetched again.") from error
 
-# %% ../../nbs/engine/16_torchvision_families.ipynb #c447628b
+# %% ../../nbs/engine/16_torchvision_families.ipynb #0773c50c
 class Torchvision(Family):
     "Networks of torchvision, with the best of their ImageNet weights."
     inputs = "image"
@@ -96,7 +100,8 @@ class Torchvision(Family):
     def names(self): return list(self.sizes)
 
     def knows(self, network):
-        return any(c.__name__ == self.network and c.__module__.startswith("torchvision.") for c in type(network).__mro__)
+        theirs = [c.__name__ for c in type(network).__mro__ if c.__module__.startswith("torchvision.")]
+        return self.network in theirs
 
     def rates(self, network): return Rates(self.learning_rate, 5e-3, 1e-2)
 
@@ -139,7 +144,7 @@ class Torchvision(Family):
         "What torchvision's function is to be told to make the same network."
         return f"num_classes={outputs}"
 
-# %% ../../nbs/engine/16_torchvision_families.ipynb #59466d66
+# %% ../../nbs/engine/16_torchvision_families.ipynb #64b17fab
 @register
 class Embedded(Family):
     "ResNets whose weights come with this package; their SHA-256 is checked."
@@ -165,6 +170,7 @@ class Embedded(Family):
         if not pretrained: network = family.make(architecture, size)
         return Backbone(name, network, family, architecture, preprocessing)
 
+# %% ../../nbs/engine/16_torchvision_families.ipynb #a37e3d74
 @register
 class ResNets(Torchvision):
     title = network = "ResNet"
@@ -204,7 +210,14 @@ class VGGs(Torchvision):
         return [*[Block(f"block{i}", modules) for i, modules in enumerate(convolutions, 1)],
                 *[Block(f"fc{i}", modules) for i, modules in enumerate(connected, 6)], Block("head", head)]
 
-# %% ../../nbs/engine/16_torchvision_families.ipynb #d9cb2dd0
+# %% ../../nbs/engine/16_torchvision_families.ipynb #32313341
+def stem_and_stages(features:nn.Sequential # a stem, and stages with what shrinks the input between them
+                   )->list[Block]:
+    "A stage begins with what shrinks its input."
+    stem, first, *rest = features
+    stages = [[first], *[[rest[i], rest[i + 1]] for i in range(0, len(rest), 2)]]
+    return [Block("stem", [stem]), *[Block(f"stage{i}", modules) for i, modules in enumerate(stages, 1)]]
+
 @register
 class ConvNeXts(Torchvision):
     title = network = "ConvNeXt"
@@ -212,10 +225,7 @@ class ConvNeXts(Torchvision):
     learning_rate = 1e-4
 
     def blocks(self, network):
-        stem, first, *rest = network.features
-        stages = [[first], *[[rest[i], rest[i + 1]] for i in range(0, len(rest), 2)]] # a stage begins with what shrinks its input
-        return [Block("stem", [stem]), *[Block(f"stage{i}", modules) for i, modules in enumerate(stages, 1)],
-                Block("head", [network.avgpool, network.classifier])] # with the norm that follows the pooling
+        return [*stem_and_stages(network.features), Block("head", [network.avgpool, network.classifier])] # its norm too
 
 @register
 class EfficientNets(Torchvision):
@@ -234,10 +244,12 @@ class MobileNets(Torchvision):
 
     def blocks(self, network):
         stem, *residuals, last = network.features
-        *_, head = groups = [modules for _, modules in in_groups(network.classifier)]
+        *connected, head = [modules for _, modules in in_groups(network.classifier)]
         return [Block("stem", [stem]), *[Block(f"block{i}", [block]) for i, block in enumerate(residuals, 1)],
-                Block("last", [last, network.avgpool]), *[Block("fc", modules) for modules in groups[:-1]], Block("head", head)]
+                Block("last", [last, network.avgpool]), *[Block("fc", modules) for modules in connected],
+                Block("head", head)]
 
+# %% ../../nbs/engine/16_torchvision_families.ipynb #359c8a0b
 @register
 class DenseNets(Torchvision):
     title = network = "DenseNet"
@@ -253,18 +265,20 @@ class DenseNets(Torchvision):
 
     def adapted(self, tensors, network):
         "The published files are of a time when names could hold more dots."
-        return {re.sub(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.(\d)\.", r"\1\2.", name): t for name, t in tensors.items()}
+        older = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
+        return {older.sub(r"\1\2.", name): t for name, t in tensors.items()}
 
 @register
 class RegNets(Torchvision):
     title = network = "RegNet"
-    sizes = tuple(f"regnet_{kind}_{size}" for kind in "yx" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf"))
+    sizes = tuple(f"regnet_{kind}_{size}" for kind in "yx"
+                  for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf"))
 
     def blocks(self, network):
         stages = [Block(name, [stage]) for name, stage in network.trunk_output.named_children()]
         return [Block("stem", [network.stem]), *stages, Block("head", [network.avgpool, network.fc])]
 
-# %% ../../nbs/engine/16_torchvision_families.ipynb #f3e2a92f
+# %% ../../nbs/engine/16_torchvision_families.ipynb #3eaf4985
 @register
 class ViTs(Torchvision):
     title, network = "ViT", "VisionTransformer"
@@ -274,7 +288,8 @@ class ViTs(Torchvision):
     def make(self, name, image_size):
         from torchvision.models import get_model
         patch = int(name.rpartition("_")[2])
-        if image_size % patch: raise ValueError(f"image_size must be a multiple of {patch} pixels for {name}, got {image_size}.")
+        if image_size % patch:
+            raise ValueError(f"image_size must be a multiple of {patch} pixels for {name}, got {image_size}.")
         return get_model(name, image_size=image_size)
 
     def adapted(self, tensors, network):
@@ -287,7 +302,8 @@ class ViTs(Torchvision):
         bare = {"class_token": network.class_token, "encoder.pos_embedding": encoder.pos_embedding}
         *below, top = [[layer] for layer in encoder.layers]
         layers = [Block(f"layer.{i}", modules) for i, modules in enumerate([*below, [*top, encoder.ln]])]
-        return [Block("embeddings", [network.conv_proj, encoder.dropout], bare), *layers, Block("head", [network.heads])]
+        embeddings = Block("embeddings", [network.conv_proj, encoder.dropout], bare)
+        return [embeddings, *layers, Block("head", [network.heads])]
 
     def maps(self, network, image_size): return {} # rows of tokens, the class token among them
 
@@ -301,13 +317,11 @@ class Swins(Torchvision):
     learning_rate = 1e-4
 
     def blocks(self, network):
-        stem, first, *rest = network.features
-        stages = [[first], *[[rest[i], rest[i + 1]] for i in range(0, len(rest), 2)]]
-        stages[-1].append(network.norm)
-        return [Block("stem", [stem]), *[Block(f"stage{i}", modules) for i, modules in enumerate(stages, 1)],
-                Block("head", [network.permute, network.avgpool, network.flatten, network.head])]
+        found = stem_and_stages(network.features)
+        found[-1].modules.append(network.norm)
+        return [*found, Block("head", [network.permute, network.avgpool, network.flatten, network.head])]
 
-# %% ../../nbs/engine/16_torchvision_families.ipynb #c2961127
+# %% ../../nbs/engine/16_torchvision_families.ipynb #37947cc1
 def recognised(tensors:dict[str, torch.Tensor],
                name:str, # of the file, for the error
               )->str: # one of `ResNets.sizes`
@@ -319,7 +333,8 @@ def recognised(tensors:dict[str, torch.Tensor],
         wrong[size] = misfits(network, tensors, "fc")
         if not wrong[size]: return size
     nearest = min(wrong, key=lambda size: len(wrong[size]))
-    raise ValueError(f"{name!r} fits none of {', '.join(ResNets.sizes)}. Nearest is {nearest}, but {first_of(wrong[nearest])}.")
+    raise ValueError(f"{name!r} fits none of {', '.join(ResNets.sizes)}. "
+                     f"Nearest is {nearest}, but {first_of(wrong[nearest])}.")
 
 @register
 class Files(Embedded):

