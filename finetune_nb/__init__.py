@@ -17,6 +17,9 @@ _names = {
     "gradient": [],
     "cli": [],
 }
+# Rooms that hold families of backbones: they are imported when somebody first asks which family knows a network.
+family_rooms = ["engine.torchvision_families", "engine.transformers_families"]
+
 _module_of = {name: module for module, names in _names.items() for name in names}
 __all__ = [*_names, *_module_of]
 

@@ -6,25 +6,19 @@
 __all__ = ['Preprocessing', 'ImageClassifier', 'augmentation', 'classifier']
 
 # %% ../nbs/06_resnet.ipynb #6916487d
-import hashlib, json, os, pickle
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.error import URLError
 
-import numpy as np
 import torch
-import torchvision
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-import finetune_nb
 from .data import open_image
+from .engine.families import Backbone, open_backbone
+from .engine.image_models import ImageModel
 from .freezing import Block, blocks
 from .preflight import StoredImage, _upright_rgb
 
@@ -41,17 +35,15 @@ class Preprocessing:
     def sized(self, image_size:int # pixels, at least 32
              )->"Preprocessing": # the same for another size
         "The same way to another size; the margin that is cut away keeps its share."
-        if image_size < 32: raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: a ResNet makes an image 32 times smaller.")
-        return Preprocessing(image_size, round(self.resize_size * image_size / self.image_size), self.mean, self.std, self.interpolation)
+        if image_size < 32:
+            raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: "
+                             "a network makes an image 32 times smaller.")
+        return replace(self, image_size=image_size, resize_size=round(self.resize_size * image_size / self.image_size))
 
     def __call__(self, image # a file, a PIL image, or `uint8[C, H, W]` with C = 1 or 3
                 )->torch.Tensor: # uint8[3, S, S]
         "Resize and cut one image."
-        if isinstance(image, (str, Path, StoredImage)): image = TF.pil_to_tensor(open_image(image)) # a tensor is resized in a fifth of the time that Pillow takes, to the same within one of 255 levels
-        elif isinstance(image, Image.Image): image = TF.pil_to_tensor(_upright_rgb(image))
-        elif not (torch.is_tensor(image) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3)):
-            raise ValueError(f"An image must be a file, a PIL image or a tensor uint8[C, H, W] with 1 or 3 channels, got {_described(image)}.")
-        image = TF.resize(image, [self.resize_size], InterpolationMode(self.interpolation), antialias=True)
+        image = TF.resize(_as_tensor(image), [self.resize_size], InterpolationMode(self.interpolation), antialias=True)
         return TF.center_crop(image, [self.image_size]).contiguous().expand(3, -1, -1)
 
     def normalise(self, images:torch.Tensor # `uint8[B, 3, S, S]`, or floats from 0 to 1
@@ -60,8 +52,19 @@ class Preprocessing:
         if not images.is_floating_point(): images = images.float() / 255
         return TF.normalize(images, self.mean, self.std)
 
+# %% ../nbs/06_resnet.ipynb #71856a01
+def _as_tensor(image):
+    "A file, a PIL image or a tensor as `uint8[C, H, W]`: a tensor is resized in a fifth of the time that Pillow takes."
+    if isinstance(image, str | Path | StoredImage): return TF.pil_to_tensor(open_image(image))
+    if isinstance(image, Image.Image): return TF.pil_to_tensor(_upright_rgb(image))
+    is_tensor = torch.is_tensor(image)
+    if is_tensor and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3): return image
+    found = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+    raise ValueError("An image must be a file, a PIL image or a tensor uint8[C, H, W] with 1 or 3 channels, "
+                     f"got {found}.")
+
 class _Normalise(nn.Module):
-    "The first thing that a classifier does to images; it belongs to the stem."
+    "The first thing that a classifier does to images; it belongs to the first block."
     def __init__(self, preprocessing:Preprocessing):
         super().__init__()
         self.preprocessing = preprocessing
@@ -73,26 +76,21 @@ class _Normalise(nn.Module):
 
     def extra_repr(self): return f"{self.preprocessing.mean}, {self.preprocessing.std}"
 
-def _described(x) -> str: return f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
-
 # %% ../nbs/06_resnet.ipynb #5bb9595d
-class ImageClassifier(nn.Module):
-    "A torchvision ResNet with a new head, and the preprocessing that belongs to its weights."
-    learning_rate, head_learning_rate, head_only_learning_rate = 1e-3, 5e-3, 1e-2 # what `fit` uses unless told otherwise
+class ImageClassifier(ImageModel):
+    "A backbone with a new head, and the preprocessing that belongs to its weights."
+    kind = "image"
+    learning_rate, head_learning_rate, head_only_learning_rate = 1e-3, 5e-3, 1e-2 # or as its family says
 
     def __init__(self,
-                 backbone:torchvision.models.ResNet, # its `fc` is replaced
-                 num_classes:int, # scores of the head, at least 2
-                 preprocessing:Preprocessing=Preprocessing(), # what belongs to the backbone's weights
-                 augment:Callable|None=None, # changes an image `uint8[3, S, S]` at random, in training; see `augmentation`
+                 backbone:nn.Module|Backbone, # its last linear layer is replaced: a ResNet's `fc`
+                 num_classes, # scores of the head, at least 2; or an `Objective`, or a task
+                 preprocessing:Preprocessing|dict=Preprocessing(), # what belongs to the backbone's weights
+                 augment:Callable|None=None, # changes an image at random, in training; see `augmentation`
                 ):
-        super().__init__()
-        if num_classes < 2: raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-        self.normalise, self.backbone, self.augment = _Normalise(preprocessing), backbone, augment
-        backbone.fc = nn.Linear(backbone.fc.in_features, num_classes)
-        nn.init.normal_(backbone.fc.weight, std=0.01)
-        nn.init.zeros_(backbone.fc.bias)
-        backbone.to(memory_format=torch.channels_last) # the same numbers, in the order in which convolutions on a CPU are fastest
+        super().__init__(backbone, num_classes, augment)
+        if isinstance(preprocessing, dict): preprocessing = Preprocessing(**preprocessing)
+        self.normalise = _Normalise(preprocessing)
 
     @property
     def preprocessing(self) -> Preprocessing: return self.normalise.preprocessing
@@ -100,124 +98,37 @@ class ImageClassifier(nn.Module):
     def preprocessing(self, preprocessing:Preprocessing): self.normalise.preprocessing = preprocessing
 
     def blocks(self) -> list[Block]:
-        "`stem`, with the normalisation, `layer1` … `layer4`, `head`."
-        stem, *rest = blocks(self.backbone)
-        return [Block(stem.name, [self.normalise, *stem.modules]), *rest]
+        "The backbone's; the first one, a ResNet's `stem`, begins with the normalisation."
+        first, *rest = blocks(self.backbone)
+        return [replace(first, modules=[self.normalise, *first.modules]), *rest]
 
     def forward(self, images:torch.Tensor) -> torch.Tensor:
         "Images `uint8[B, 3, S, S]` to scores `float[B, num_classes]`."
         return self.backbone(self.normalise(images))
 
-    def encode(self, images:Sequence) -> list[torch.Tensor]:
-        "Open, resize and cut, once: `uint8[3, S, S]` each, from files, PIL images or `uint8[N, C, H, W]`."
-        if hasattr(images, "shape"): return [self.preprocessing(image) for image in images]
-        with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images)) # Pillow and torch let other threads work meanwhile
-
-    def collate(self, encoded:Sequence[torch.Tensor]) -> torch.Tensor:
-        "A batch, `uint8[B, 3, S, S]`."
-        return torch.stack(list(encoded))
-
+# %% ../nbs/06_resnet.ipynb #988ee3ca
 def augmentation(turn:float=10, # degrees, the most to either side
                  shift:float=0.08, # share of the side, the most in any direction
                  zoom:float=0.1, # the most larger or smaller, as a share
-                 flip:bool=False, # mirror left and right, half of the time: right for most photographs, wrong for anything written
+                 flip:bool=False, # mirror half of the time: right for most photographs, wrong for writing
                 )->Callable: # takes and gives `uint8[3, S, S]`
     "Small random changes that leave the class as it is."
-    moved = v2.RandomAffine(turn, (shift, shift), (1 - zoom, 1 + zoom), interpolation=InterpolationMode.BILINEAR)
+    scale, smooth = (1 - zoom, 1 + zoom), InterpolationMode.BILINEAR
+    moved = v2.RandomAffine(turn, (shift, shift), scale, interpolation=smooth)
     return v2.Compose([v2.RandomHorizontalFlip(), moved]) if flip else moved
 
 # %% ../nbs/06_resnet.ipynb #76bbc472
-_WEIGHTS = Path(finetune_nb.__file__).parent/"weights"
-_ARCHITECTURES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-
-def _refuse_wrong_hash(file:Path, expected:str):
-    "A damaged file is never loaded."
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != expected:
-        raise ValueError(f"{file.name} in {file.parent} has SHA-256 {found}, expected {expected}: the file is damaged or was changed. Fetch it again.")
-
-def _state_dict(file:Path) -> dict[str, torch.Tensor]:
-    "The tensors of a safetensors file or of a state dict that torch saved, by torchvision's names."
-    try: tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True) # never an arbitrary pickle
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{str(file)!r} is damaged, or holds more than tensors and could run code when it is loaded: save `model.state_dict()` as safetensors.") from error
-    except (SafetensorError, OSError, EOFError, RuntimeError) as error: raise OSError(f"{str(file)!r} cannot be read as weights: {error}") from error
-    for key in ("state_dict", "model"): tensors = tensors.get(key, tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()): raise ValueError(f"{str(file)!r} holds {type(tensors).__name__}, expected a state dict: save `model.state_dict()`.")
-    for prefix in ("module.", "backbone."): # of a distributed model; of our own classifier
-        if tensors and all(name.startswith(prefix) for name in tensors): tensors = {name[len(prefix):]: t for name, t in tensors.items()}
-    return tensors
-
-def _misfit(network:nn.Module, tensors:dict[str, torch.Tensor]) -> list[str]:
-    "What does not fit, the head aside, in words."
-    expected = {n: tuple(t.shape) for n, t in network.state_dict().items() if not n.startswith("fc.")}
-    given = {n: tuple(t.shape) for n, t in tensors.items() if not n.startswith("fc.")}
-    return ([f"{n} is missing" for n in expected if n not in given and not n.endswith("num_batches_tracked")] # which older files lack
-            + [f"{n} is not part of it" for n in given if n not in expected]
-            + [f"{n} has shape {given[n]}, expected {expected[n]}" for n in expected if n in given and given[n] != expected[n]])
-
-def _load(network:nn.Module, tensors:dict[str, torch.Tensor], name:str):
-    "Load a backbone whole, or not at all; a head that came with it is left out."
-    if wrong := _misfit(network, tensors): raise ValueError(f"The weights {name!r} do not fit: {wrong[0]}{f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''}.")
-    network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("fc.")}, strict=False)
-
-def _embedded(name:str) -> tuple[nn.Module, Preprocessing]:
-    "A backbone that comes with the package, its SHA-256 checked."
-    file = _WEIGHTS/f"{name}.safetensors"
-    about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    _refuse_wrong_hash(file, about["sha256"])
-    network = getattr(torchvision.models, about["architecture"])()
-    _load(network, _state_dict(file), name)
-    return network, Preprocessing(**about["preprocessing"])
-
-def _of_torchvision(name:str, pretrained:bool) -> tuple[nn.Module, Preprocessing]:
-    "A ResNet of torchvision with the best of its ImageNet weights, and the transforms that belong to these."
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    wanted, network = weights.transforms(), torchvision.models.get_model(name)
-    if pretrained:
-        file = Path(torch.hub.get_dir())/"checkpoints"/Path(weights.url).name
-        try: tensors = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        except (URLError, OSError) as error:
-            if file.exists(): raise OSError(f"{name}: {file} cannot be read ({error}): delete it, and it is fetched again.") from error
-            raise OSError(f"{name}: its ImageNet weights {file.name} are neither in {file.parent} nor to be had from the network ({error}). "
-                          "Lay the file there, or use 'resnet18-fractal', which needs no network.") from error
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            raise ValueError(f"{name}: {file} is no state dict, or is damaged ({type(error).__name__}): delete it, and it is fetched again.") from error
-        _load(network, tensors, str(file))
-    return network, Preprocessing(wanted.crop_size[0], wanted.resize_size[0], tuple(wanted.mean), tuple(wanted.std), wanted.interpolation.value)
-
-def _of_file(file:Path) -> tuple[nn.Module, Preprocessing]:
-    "A ResNet whose weights are in a file; which one it is, the shapes say."
-    beside = file.with_suffix(".json")
-    about = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    if "sha256" in about: _refuse_wrong_hash(file, about["sha256"])
-    tensors = _state_dict(file)
-    misfits = {}
-    for name in _ARCHITECTURES:
-        with torch.device("meta"): network = getattr(torchvision.models, name)()
-        misfits[name] = _misfit(network, tensors)
-        if not misfits[name]: break
-    else:
-        name = min(misfits, key=lambda n: len(misfits[n]))
-        raise ValueError(f"{str(file)!r} fits none of {', '.join(_ARCHITECTURES)}. Nearest is {name}, but {misfits[name][0]}{f', and {len(misfits[name]) - 1} more' if len(misfits[name]) > 1 else ''}.")
-    network = getattr(torchvision.models, name)()
-    _load(network, tensors, str(file))
-    return network, Preprocessing(**about.get("preprocessing", {}))
-
-def classifier(name:str, # "resnet18-fractal", one of torchvision's "resnet18" … "resnet152", or a file: safetensors, or a state dict
-               num_classes:int, # scores of the new head, at least 2
-               image_size:int|None=None, # pixels, the side of the square that the network sees, at least 32; None: what its weights were made for
-               augment:Callable|None=None, # changes an image at random, in training: `augmentation()`, or any transform of torchvision
+def classifier(name:str, # "resnet18-fractal", "resnet18", "vit_b_16" …, or a file: safetensors, or a state dict
+               num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
+               image_size:int|None=None, # pixels, the side of what it sees, at least 32; None: as its weights
+               augment:Callable|None=None, # changes an image at random, in training: `augmentation()`, say
                pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth
                seed:int=0, # of the head's first weights (and of all, if not pretrained)
               )->ImageClassifier: # nothing frozen yet
-    "A pretrained ResNet with a new head."
+    "A pretrained image network with a new head."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in _ARCHITECTURES: network, preprocessing = _of_torchvision(name, pretrained)
-        elif (_WEIGHTS/f"{name}.safetensors").exists(): network, preprocessing = _embedded(name)
-        elif Path(name).is_file(): network, preprocessing = _of_file(Path(name))
-        else: raise ValueError(f"There is no image backbone and no file {name!r}: give one of {', '.join([*sorted(f.stem for f in _WEIGHTS.glob('*.safetensors')), *_ARCHITECTURES])}, or a file of weights.")
+        backbone = open_backbone(name, ImageClassifier.inputs, pretrained, image_size=image_size)
+        preprocessing = Preprocessing(**backbone.preprocessing)
         if image_size is not None: preprocessing = preprocessing.sized(image_size)
-        if not pretrained: network = type(network)(type(network.layer1[0]), [len(getattr(network, f"layer{i}")) for i in range(1, 5)]) # as torchvision begins
-        return ImageClassifier(network, num_classes, preprocessing, augment)
+        return ImageClassifier(backbone, num_classes, preprocessing, augment)

@@ -401,11 +401,11 @@ def test_fingerprint():
 
 # The test of the tests
 broken = {  # what is broken: the line, the line in its place, the test that has to see it
-    "forgets the evaluation hook": ("def _stay_in_eval(module, inputs): module.eval()", "def _stay_in_eval(module, inputs): pass",
+    "forgets the evaluation hook": ("    module.eval() # whatever happened before", "    pass",
                                     {"test_trap_batchnorm_statistics_drift", "test_trap_outputs_depend_on_batch_mates", "test_trap_eval_is_undone_by_train"}),
     "forgets requires_grad": ("parameter.requires_grad_(not frozen)", "pass",
                               {"test_trap_frozen_parameters_get_no_gradient", "test_trap_head_keeps_learning"}),
-    "freezes one block too many": ("_set_frozen(block, i < depth", "_set_frozen(block, i <= depth", {"test_trap_head_keeps_learning"}),
+    "freezes one block too many": (": set_frozen(block, i < depth", ": set_frozen(block, i <= depth", {"test_trap_head_keeps_learning"}),
     "leaves old gradients": ("if frozen: parameter.grad = None", "pass", {"test_trap_gradients_left_behind_are_dropped", "test_trap_optimizer_moves_frozen_parameters[sgd]"}),
     "accepts shared weights": ("if owner is not block:", "if False:", {"test_trap_shared_weights_are_refused"}),
 }

@@ -2,7 +2,7 @@
 import importlib.metadata, subprocess, sys
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig,
+from transformers import (AutoConfig, BertConfig, BertModel, DistilBertConfig, DistilBertModel, ElectraConfig, ElectraModel, GPT2Config, GPT2Model, RobertaConfig,
                           RobertaModel)
 from finetune_nb import blocks, data, evaluate, fit, freeze, text
 from finetune_nb.data import Examples, Task
@@ -118,7 +118,7 @@ def test_without_the_package_the_same_name_asks_the_hub(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = []
-    monkeypatch.setattr(text.AutoConfig, "from_pretrained", lambda source: asked.append(source) or (_ for _ in ()).throw(OSError("offline")))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda source: asked.append(source) or (_ for _ in ()).throw(OSError("offline")))
     with pytest.raises(OSError, match="minilm` needs no network after"): text.classifier("minilm", 2)
     assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
 

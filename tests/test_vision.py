@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file, save_model
 from finetune_nb import blocks, evaluate, fit, freeze, vision
 from finetune_nb.data import Examples, Task
+from finetune_nb.engine.torchvision_families import Embedded
 from finetune_nb.freezing import fingerprint
 
 names = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -216,8 +217,8 @@ def test_a_file_with_another_hash_is_refused(network, tmp_path):
 
 
 def test_damaged_embedded_weights_are_refused(monkeypatch, tmp_path):
-    for file in vision._WEIGHTS.glob("resnet18-fractal.*"): shutil.copyfile(file, tmp_path/file.name)
-    monkeypatch.setattr(vision, "_WEIGHTS", tmp_path)
+    for file in Embedded.folder.glob("resnet18-fractal.*"): shutil.copyfile(file, tmp_path/file.name)
+    monkeypatch.setattr(Embedded, "folder", tmp_path)
     vision.classifier("resnet18-fractal", 2)
     flipped(tmp_path/"resnet18-fractal.safetensors")
     with pytest.raises(ValueError, match="resnet18-fractal.safetensors in .* has SHA-256 .*, expected"): vision.classifier("resnet18-fractal", 2)
