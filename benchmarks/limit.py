@@ -1,5 +1,9 @@
-"""How fast the work could be done at all: decode once, run the frozen prefix once, train what learns from memory. Nothing else is counted."""
-import copy, time
+"""How fast the work could be done at all: decode once, run the frozen prefix once, train what learns from memory.
+
+Nothing else is counted.
+"""
+import copy
+import time
 
 import numpy as np
 import torch
@@ -21,7 +25,8 @@ def limit(work, seed): # seconds of each part; `epoch` is one pass of training a
     started = time.perf_counter()
     encoded = [model.encode(part.inputs) for part in parts]
     decode = time.perf_counter() - started
-    prefix, prepare, suffix, assemble = (_halves_of_resnet if work.kind == "image" else _halves_of_bert)(model, work.depth, dtype)
+    halves = _halves_of_resnet if work.kind == "image" else _halves_of_bert
+    prefix, prepare, suffix, assemble = halves(model, work.depth, dtype)
     lengths = [[len(x) for x in part] for part in encoded]
 
     def run(batch): # the clock runs for the network alone
@@ -29,16 +34,20 @@ def limit(work, seed): # seconds of each part; `epoch` is one pass of training a
         started = time.perf_counter()
         with autocast(model): states = prefix(*inputs)
         return states, time.perf_counter() - started
+    def batches(part, long): # positions of what goes through the prefix together
+        if work.kind == "image": return batch_order(long, fast_batch(part[0]))
+        return _in_batches(np.array(long), len(long), _TOKENS)
     with torch.inference_mode():
         run(encoded[0][:work.batch_size]) # warm
         seconds, states = 0.0, [[None] * len(part) for part in encoded]
         for part, kept, long in zip(encoded, states, lengths):
-            for positions in batch_order(long, fast_batch(part[0])) if work.kind == "image" else _in_batches(np.array(long), len(long), _TOKENS):
+            for positions in batches(part, long):
                 found, took = run([part[i] for i in positions])
                 seconds += took
                 for i, state in zip(positions, found): kept[i] = state.clone()
     states = [[state.clone() for state in part] for part in states] # ordinary tensors again
-    epoch, test = _train(suffix, assemble, states, [part.labels for part in parts], [[len(s) for s in part] for part in states], work, seed)
+    labels, lengths = [part.labels for part in parts], [[len(state) for state in part] for part in states]
+    epoch, test = _train(suffix, assemble, states, labels, lengths, work, seed)
     return dict(decode=decode, prefix=seconds, epoch=epoch, test=test)
 
 
@@ -49,13 +58,17 @@ def _laid_out(network, dtype):
 
 def _halves_of_resnet(model, depth, dtype):
     "The prefix, its input; the suffix, its input. For the head alone the prefix ends after the average over the image."
-    modules = [module for block in model.blocks() for module in block.modules][1:] # less the normalisation, which is prepared
-    cut = len(modules) - 1 if depth == len(model.blocks()) - 1 else sum(len(block.modules) for block in model.blocks()[:depth]) - 1
+    blocks = model.blocks()
+    modules = [module for block in blocks for module in block.modules][1:] # less the normalisation, which is prepared
+    if depth == len(blocks) - 1: cut = len(modules) - 1
+    else: cut = sum(len(block.modules) for block in blocks[:depth]) - 1
     modules.insert(-1, nn.Flatten())
     cut += cut == len(modules) - 2 # the flattening goes with the average
     prefix = _laid_out(fuse(nn.Sequential(*modules[:cut])), dtype)
     suffix = nn.Sequential(*modules[cut:])
-    def prepare(batch): return [model.preprocessing.normalise(torch.stack(batch)).to(dtype, memory_format=torch.channels_last)]
+    def prepare(batch):
+        images = model.preprocessing.normalise(torch.stack(batch))
+        return [images.to(dtype, memory_format=torch.channels_last)]
     def assemble(states):
         states = torch.stack(states).float()
         return states.contiguous(memory_format=torch.channels_last) if states.ndim == 4 else states
@@ -72,10 +85,12 @@ class _Upper(nn.Module):
     def __init__(self, model, depth):
         super().__init__()
         self.backbone, self.dropout, self.head = copy.deepcopy(model.backbone), model.dropout, model.head
-        self.backbone.embeddings, self.backbone.encoder.layer = _States(), self.backbone.encoder.layer[depth - 1:]
+        self.backbone.embeddings = _States()
+        self.backbone.encoder.layer = self.backbone.encoder.layer[depth - 1:]
     def forward(self, states):
         padded, mask = states
-        return self.head(self.dropout(_mean(self.backbone(inputs_embeds=padded, attention_mask=mask).last_hidden_state, mask)))
+        states = self.backbone(inputs_embeds=padded, attention_mask=mask).last_hidden_state
+        return self.head(self.dropout(_mean(states, mask)))
 
 
 def _mean(states, mask): return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
@@ -91,7 +106,9 @@ def _halves_of_bert(model, depth, dtype):
         states, mask = lower(**inputs).last_hidden_state, inputs["attention_mask"]
         return _mean(states, mask) if alone else [state[:n] for state, n in zip(states, mask.sum(1))]
     def prepare(batch): return [model.collate(batch)]
-    if alone: return prefix, prepare, nn.Sequential(model.dropout, model.head), lambda states: torch.stack(states).float()
+    if alone:
+        suffix = nn.Sequential(model.dropout, model.head)
+        return prefix, prepare, suffix, lambda states: torch.stack(states).float()
     def assemble(states):
         lengths = torch.tensor([len(state) for state in states])
         return pad_sequence(states, batch_first=True).float(), (torch.arange(lengths.max()) < lengths[:, None]).long()
@@ -104,7 +121,8 @@ def _train(suffix, assemble, states, labels, lengths, work, seed):
     for parameter in suffix.parameters(): parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(suffix.parameters(), lr=work.learning_rate, fused=True)
     def batches(part, *how):
-        for positions in batch_order(lengths[part], *how): yield assemble([states[part][i] for i in positions]), labels[part][positions]
+        for positions in batch_order(lengths[part], *how):
+            yield assemble([states[part][i] for i in positions]), labels[part][positions]
     @torch.inference_mode()
     def judge(part):
         suffix.eval()

@@ -1,5 +1,7 @@
 """The same work for everyone: images and sentences, weights, batches, and the network that every peer trains."""
-import math, os, time
+import math
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -37,11 +39,16 @@ def _texture(rng, striped):
     width, height = rng.integers(400, 641, 2)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle, period = rng.uniform(0, math.pi), rng.uniform(10, 24)
-    along, across = (2 * math.pi / period * (x * math.cos(a) + y * math.sin(a)) + rng.uniform(0, 6) for a in (angle, angle + math.pi / 2))
+    def wave(angle): # the phase at each pixel
+        return 2 * math.pi / period * (x * math.cos(angle) + y * math.sin(angle)) + rng.uniform(0, 6)
+    along, across = wave(angle), wave(angle + math.pi / 2)
     pattern = np.sin(along) if striped else (np.sin(along) + np.sin(across)) / 2
-    background = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8)).resize((int(width), int(height)), Image.Resampling.BICUBIC)
-    ink, grain = rng.uniform(60, 110) * rng.choice([-1, 1], 3), 5 * rng.standard_normal((height, width, 3), dtype=np.float32)
-    return Image.fromarray((np.asarray(background, np.float32) + pattern[..., None] * ink + grain).clip(0, 255).astype(np.uint8))
+    colours = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8))
+    background = colours.resize((int(width), int(height)), Image.Resampling.BICUBIC)
+    ink = rng.uniform(60, 110) * rng.choice([-1, 1], 3)
+    grain = 5 * rng.standard_normal((height, width, 3), dtype=np.float32)
+    pixels = np.asarray(background, np.float32) + pattern[..., None] * ink + grain
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -64,26 +71,38 @@ class Work:
         return data.topics(self.train // 10, validation_per_class=self.validation // 10, test_per_class=self.test // 10)
 
     def model(self) -> nn.Module:
-        return vision.classifier("resnet18-fractal", 2, image_size=224) if self.kind == "image" else text.classifier("minilm", 10)
+        if self.kind == "image": return vision.classifier("resnet18-fractal", 2, image_size=224)
+        return text.classifier("minilm", 10)
 
     def prepare(self, best:bool # the best settings for this processor, or those that a user gets
                ): # network, training, validation and test data sets, a function that makes a batch of their rows
         "What a peer needs. Images are decoded when they are asked for; texts are tokenised here, once."
         model = self.model()
         network = Network(model, self, best)
-        if self.kind == "image":
-            wanted = model.preprocessing
-            cut = [v2.Resize(wanted.resize_size, antialias=True), v2.CenterCrop(wanted.image_size)]
-            tensor = [v2.PILToTensor(), *cut] if best else [*cut, v2.PILToTensor()] # a tensor is resized in a fifth of the time that Pillow takes
-            transform = v2.Compose([*tensor, v2.ToDtype(torch.float32, scale=True), v2.Normalize(wanted.mean, wanted.std)])
-            return network, *(ImageFolder(Path(self.folder)/part, transform) for part in ("train", "validation", "test")), torch.utils.data.default_collate
-        task, options = self.task(), dict(padding="max_length", max_length=512) if self.padded else dict(max_length=model.max_length)
-        def rows(part): return [(torch.tensor(ids), label) for ids, label in zip(model.tokenizer(list(part.inputs), truncation=True, **options)["input_ids"], part.labels)]
+        parts, batch = self._images(model, best) if self.kind == "image" else self._texts(model)
+        return network, *parts, batch
+
+    def _images(self, model, best):
+        wanted = model.preprocessing
+        cut = [v2.Resize(wanted.resize_size, antialias=True), v2.CenterCrop(wanted.image_size)]
+        # A tensor is resized in a fifth of the time that Pillow takes.
+        tensor = [v2.PILToTensor(), *cut] if best else [*cut, v2.PILToTensor()]
+        numbers = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(wanted.mean, wanted.std)]
+        transform = v2.Compose([*tensor, *numbers])
+        parts = [ImageFolder(Path(self.folder)/part, transform) for part in ("train", "validation", "test")]
+        return parts, torch.utils.data.default_collate
+
+    def _texts(self, model):
+        task, options = self.task(), dict(max_length=model.max_length)
+        if self.padded: options = dict(padding="max_length", max_length=512)
+        def rows(part):
+            tokens = model.tokenizer(list(part.inputs), truncation=True, **options)["input_ids"]
+            return [(torch.tensor(ids), label) for ids, label in zip(tokens, part.labels)]
         def batch(rows):
             inputs = model.collate([ids for ids, _ in rows])
             if self.padded: inputs["attention_mask"] = (inputs["input_ids"] != model.tokenizer.pad_token_id).long()
             return inputs, torch.stack([label for _, label in rows])
-        return network, *map(rows, (task.train, task.validation, task.test)), batch
+        return [rows(part) for part in (task.train, task.validation, task.test)], batch
 
     def workers(self, best:bool) -> int:
         "Processes that decode images; texts are tokenised already."
@@ -95,10 +114,13 @@ class Work:
         workers = self.workers(best)
         options = dict(collate_fn=batch, num_workers=workers, persistent_workers=workers > 0)
         if best and self.kind == "text":
-            return network, *(DataLoader(rows, batch_sampler=_Grouped(rows, *how), **options) for rows, how in
-                              ((train, (self.batch_size, seed)), (validation, (EVALUATION_BATCH,)), (test, (EVALUATION_BATCH,))))
-        return (network, DataLoader(train, self.batch_size, shuffle=True, **options),
-                *(DataLoader(rows, EVALUATION_BATCH, **options) for rows in (validation, test)))
+            def grouped(rows, *how): return DataLoader(rows, batch_sampler=_Grouped(rows, *how), **options)
+            learned = grouped(train, self.batch_size, seed)
+            judged = [grouped(rows, EVALUATION_BATCH) for rows in (validation, test)]
+        else:
+            learned = DataLoader(train, self.batch_size, shuffle=True, **options)
+            judged = [DataLoader(rows, EVALUATION_BATCH, **options) for rows in (validation, test)]
+        return network, learned, *judged
 
 
 class _Grouped:
@@ -111,15 +133,22 @@ class _Grouped:
 
 
 class Network(nn.Module):
-    "finetune_nb's classifier as a plain module. At best: frozen blocks in evaluation mode, channels_last, bf16 where the processor has it."
+    """finetune_nb's classifier as a plain module.
+
+    At best: frozen blocks in evaluation mode, channels_last, bf16 where the processor has it.
+    """
     def __init__(self, model:nn.Module, work:Work, best:bool):
         super().__init__()
-        self.images, self.best, self.bf16, self.padding = work.kind == "image", best, best and has_bf16(), getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
+        self.images = work.kind == "image"
+        self.best = best
+        self.bf16 = best and has_bf16()
+        self.padding = getattr(getattr(model, "tokenizer", None), "pad_token_id", None)
         self.order = torch.channels_last if best else torch.contiguous_format
         self.body = (model.backbone if self.images else model).to(memory_format=self.order)
-        blocks = model.blocks()
-        self.frozen = [module for block in blocks[:work.depth] for module in block.modules]
-        for parameter in (p for block in blocks[:work.depth] for p in block.parameters()): parameter.requires_grad = False
+        frozen = model.blocks()[:work.depth]
+        self.frozen = [module for block in frozen for module in block.modules]
+        for block in frozen:
+            for parameter in block.parameters(): parameter.requires_grad = False
 
     @property
     def prefix(self): return [p for p in self.parameters() if not p.requires_grad]
@@ -134,12 +163,15 @@ class Network(nn.Module):
 
     def forward(self, inputs):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return (self.body(**inputs) if isinstance(inputs, Mapping) else self.body(inputs.contiguous(memory_format=self.order))).float()
+            if isinstance(inputs, Mapping): return self.body(**inputs).float()
+            return self.body(inputs.contiguous(memory_format=self.order)).float()
 
 
 class Cut:
-    "The first batches of a loader, and how long it would have taken as a whole at their pace, the first of them aside."
-    def __init__(self, loader, batches=3): self.loader, self.batches, self.seconds, self.whole = loader, batches, 0.0, 0.0
+    "The first batches of a loader, and how long the whole would have taken at their pace, the first of them aside."
+    def __init__(self, loader, batches=3):
+        self.loader, self.batches = loader, batches
+        self.seconds = self.whole = 0.0
     def __len__(self): return min(len(self.loader), self.batches)
     def __iter__(self):
         times = [time.perf_counter()]
@@ -147,4 +179,5 @@ class Cut:
             yield batch
             times.append(time.perf_counter())
         steps = np.diff(times)
-        self.seconds, self.whole = float(steps.sum()), float(steps[-max(1, len(steps) - 1):].mean()) * len(self.loader)
+        self.seconds = float(steps.sum())
+        self.whole = float(steps[-max(1, len(steps) - 1):].mean()) * len(self.loader)

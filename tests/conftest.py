@@ -1,13 +1,24 @@
-import functools, http.server, importlib.util, json, os, shutil, subprocess, sys, threading, time
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
 
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1" # several tests run at once; set before torch is imported
+# Several tests run at once; set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 from pathlib import Path
 import pytest
 from filelock import FileLock
 
 root = Path(__file__).resolve().parent.parent
-not_ours = {".git", ".venv", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints", "install.log", ".gitconfig", "finetune_nb_run", ".venv-bench"}
+not_ours = {
+    ".git", ".gitconfig", ".venv", ".venv-bench", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache",
+    ".hypothesis", ".ipynb_checkpoints", "install.log", "finetune_nb_run"}
 
 
 def tree_files(top=root):
@@ -37,10 +48,7 @@ lessons = load(root/"tools"/"lessons.py")
 @pytest.fixture
 def tree(tmp_path):
     "A copy of the tree, to change at will"
-    for path in tree_files():
-        (tmp_path/path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root/path, tmp_path/path)
-    return tmp_path
+    return copy_tree(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -51,23 +59,42 @@ def quiet():
             "MPLBACKEND": "Agg", "PYTHONPATH": str(root)}
 
 
+def copy_tree(target):
+    "The tree's files, and nothing else, in the folder `target`"
+    for path in tree_files():
+        (target/path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root/path, target/path)
+    return target
+
+
+def processor_seconds():
+    "Seconds that processors worked for the ended child processes of this one: no other program makes them more"
+    times = os.times() # on Windows, children count nothing
+    return times.children_user + times.children_system
+
+
 # The site, and one browser for all who ask: Playwright can start only once in a process
+
+def build_site(tree, env):
+    "What building the site of `tree` came to"
+    before = processor_seconds()
+    ran = subprocess.run([sys.executable, tree/"tools"/"pages.py"], env={**env, "PYTHONPATH": ""},
+                         capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return dict(folder=str(tree/"_docs"), processor_seconds=processor_seconds() - before, code=ran.returncode,
+                said=ran.stdout + ran.stderr)
+
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory, worker_id, quiet):
-    "What building the site came to; the first process that asks builds it, from the tree's files alone, and the others wait"
-    if os.environ.get("SITE"): return dict(folder=os.environ["SITE"], seconds=0, code=0)
-    if sys.version_info < (3, 11) and not shutil.which("quarto"): pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    tree, result = shared/"site", shared/"site.json"
+    "What building the site came to; the first process that asks builds it, from the tree's files, the others wait"
+    if os.environ.get("SITE"): return dict(folder=os.environ["SITE"], processor_seconds=0, code=0)
+    if sys.version_info < (3, 11) and not shutil.which("quarto"):
+        pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master": shared = shared.parent
+    result = shared/"site.json"
     with FileLock(shared/"site.lock"):
-        if not result.exists():
-            for path in tree_files():
-                (tree/path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root/path, tree/path)
-            start = time.perf_counter()
-            ran = subprocess.run([sys.executable, tree/"tools"/"pages.py"], env={**quiet, "PYTHONPATH": ""}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            result.write_text(json.dumps(dict(folder=str(tree/"_docs"), seconds=time.perf_counter() - start, code=ran.returncode, said=ran.stdout + ran.stderr)))
+        if not result.exists(): result.write_text(json.dumps(build_site(copy_tree(shared/"site"), quiet)))
     return json.loads(result.read_text())
 
 
@@ -97,31 +124,40 @@ def browser():
     "Debian's Chromium, or Playwright's own"
     from playwright.sync_api import Error, sync_playwright
     system = shutil.which("chromium") or shutil.which("chromium-browser")
-    flags = ["--disable-background-networking", "--disable-component-update", *(["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]
+    flags = ["--disable-background-networking", "--disable-component-update"]
+    if getattr(os, "geteuid", lambda: 1)() == 0: flags.append("--no-sandbox") # it refuses to run as root otherwise
     with sync_playwright() as play:
         try: chromium = play.chromium.launch(executable_path=system, args=flags)
         except Error as error:
             stop = pytest.fail if os.environ.get("CI") else pytest.skip
-            stop(f"no browser to test the site with: type `python -m playwright install chromium`, or install your system's chromium ({str(error).splitlines()[0]})")
+            stop("no browser to test the site with: type `python -m playwright install chromium`, or install your "
+                 f"system's chromium ({str(error).splitlines()[0]})")
         yield chromium
         chromium.close()
 
 
 @pytest.fixture
 def visitor(browser, base):
-    "`visitor(width, scheme)`: a page of that width, and the list of what went wrong on it; everything but the site is refused"
+    "`visitor(width, scheme)`: a page of that width, and what went wrong on it; everything but the site is refused"
     opened = []
     def open_page(width=1280, scheme="light", base=base):
         page, wrong = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+        page.set_default_timeout(300_000) # against hanging, not slowness: other programs may keep the machine busy
+        page.set_default_navigation_timeout(300_000)
+        def failed(request): wrong.append(f"{page.url}: {request.url} failed")
+        def said(message):
+            if message.type in ("error", "warning"): wrong.append(f"{page.url}: {message.text}")
+        def answered(response):
+            if response.status >= 400: wrong.append(f"{page.url}: {response.status} for {response.url}")
         def only_ours(route):
             if route.request.url.startswith((base, "data:", "blob:")): return route.continue_()
             wrong.append(f"{page.url} fetches {route.request.url}")
             route.abort()
         page.route("**/*", only_ours)
-        page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(f"{page.url}: {message.text}"))
+        page.on("console", said)
         page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
-        page.on("requestfailed", lambda request: wrong.append(f"{page.url}: {request.url} failed"))
-        page.on("response", lambda response: response.status >= 400 and wrong.append(f"{page.url}: {response.status} for {response.url}"))
+        page.on("requestfailed", failed)
+        page.on("response", answered)
         opened.append(page)
         return page, wrong
     yield open_page

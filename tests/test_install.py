@@ -1,5 +1,8 @@
 """Each way in which an installation can go wrong ends with one sentence that says what to do."""
-import shutil, subprocess, sys, venv
+import shutil
+import subprocess
+import sys
+import venv
 import pytest
 from conftest import load, root
 
@@ -55,7 +58,8 @@ def test_an_environment_without_pip_keeps_what_it_holds(install, tmp_path):
     venv.create(tmp_path/"venv", with_pip=False)
     (tmp_path/"venv"/"letters.txt").write_text("Dear")
     install.make_venv()
-    assert subprocess.run([install.python_of(str(tmp_path/"venv")), "-m", "pip", "--version"], capture_output=True).returncode == 0
+    pip = [install.python_of(str(tmp_path/"venv")), "-m", "pip", "--version"]
+    assert subprocess.run(pip, capture_output=True).returncode == 0
     assert (tmp_path/"venv"/"letters.txt").read_text() == "Dear"
 
 
@@ -73,6 +77,6 @@ def test_only_a_change_installs_again(install, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_help_lists_every_target():
-    listed = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True)
     phony = next(line for line in (root/"Makefile").read_text().splitlines() if line.startswith(".PHONY:")).split()[2:]
-    for target in phony: assert f"make {target} " in listed
+    for target in phony: assert f"make {target} " in made.stdout

@@ -1,21 +1,33 @@
 """What a reader installs: small to import, lazy, and with nothing of nbdev's."""
-import ast, hashlib, json, re, shutil, statistics, subprocess, sys, sysconfig, time, venv, zipfile
+import ast
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+import zipfile
 from configparser import ConfigParser
 from email.parser import Parser
 import pytest
 import finetune_nb
-from conftest import root
+from conftest import copy_tree, root
 
-tools = {"nbdev", "execnb", "fastcore", "ghapi", "fastgit", "jupyterlab", "nbclient", "nbconvert", "nbformat", "pytest", "ipykernel"}
+tools = {
+    "nbdev", "execnb", "fastcore", "ghapi", "fastgit", "jupyterlab", "nbclient", "nbconvert", "nbformat", "pytest",
+    "ipykernel"}
 
 
 def seconds(code, env):
-    "The median time of five new interpreters that run `code`"
+    "The least time of five new interpreters that run `code`: what else keeps the machine busy only adds to it"
     def once():
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], cwd=root, env=env, check=True)
         return time.perf_counter() - start
-    return statistics.median(once() for _ in range(5))
+    return min(once() for _ in range(5))
 
 
 def test_import_is_fast(quiet):
@@ -24,7 +36,8 @@ def test_import_is_fast(quiet):
 
 
 def test_import_loads_no_torch(quiet):
-    code = "import sys, finetune_nb; dir(finetune_nb); sys.exit(' '.join({'torch', 'transformers', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)) or 0)"
+    heavy = {"torch", "transformers", "pandas", "sklearn", "matplotlib"}
+    code = f"import sys, finetune_nb; dir(finetune_nb); sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=root, env=quiet, capture_output=True, text=True)
     assert ran.returncode == 0, f"import finetune_nb loads {ran.stderr}"
 
@@ -45,23 +58,28 @@ def test_version_is_the_one_in_settings():
     assert finetune_nb.__version__ == settings["DEFAULT"]["version"]
 
 
+def imported(node):
+    "The modules that a line of code imports"
+    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
 def test_modules_import_no_tool():
     for path in (root/"finetune_nb").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found = {name.split(".")[0] for name in names} & tools
+            found = {name.split(".")[0] for name in imported(node)} & tools
             assert not found, f"{path.name}, line {node.lineno}, imports {found}"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     "The wheel that this tree builds, without the network"
-    from conftest import tree_files
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for path in tree_files():
-        (source/path).parent.mkdir(parents=True, exist_ok=True)
-        (source/path).write_bytes((root/path).read_bytes())
-    ran = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(built), str(source)],
+    source, built = copy_tree(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel")
+    room = source/"finetune_nb"/"engine" # where a package of its own must be found
+    assert (room/"__init__.py").exists()
+    (room/"trial.py").write_text('"""A room that only this wheel has."""')
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", str(built)]
+    ran = subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)],
                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return zipfile.ZipFile(next(built.glob("*.whl")))
@@ -72,7 +90,8 @@ def read(wheel, ending): return wheel.read(next(name for name in wheel.namelist(
 
 def test_wheel_requires_nothing_of_nbdev(wheel):
     about = Parser().parsestr(read(wheel, "METADATA"))
-    required = {re.match(r"[\w.-]+", line)[0].lower() for line in about.get_all("Requires-Dist") if "extra ==" not in line}
+    lines = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
+    required = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     assert about["Name"] == "finetune-nb" and about["Requires-Python"] == ">=3.10"
     assert {"torch", "torchvision", "transformers", "typer"} <= required
     assert not required & tools
@@ -81,14 +100,15 @@ def test_wheel_requires_nothing_of_nbdev(wheel):
 
 def test_wheel_holds_the_module_and_the_command(wheel):
     in_wheel = {name for name in wheel.namelist() if name.startswith("finetune_nb/")}
-    on_disk = {p.relative_to(root).as_posix() for p in (root/"finetune_nb").rglob("*") if p.is_file() and p.suffix != ".pyc"}
-    assert in_wheel == on_disk
+    on_disk = [path for path in (root/"finetune_nb").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert in_wheel == {path.relative_to(root).as_posix() for path in on_disk} | {"finetune_nb/engine/trial.py"}
     assert not [name for name in wheel.namelist() if name.startswith(("tests/", "nbs/"))]
     assert "finetune-nb = finetune_nb.cli:main" in read(wheel, "entry_points.txt")
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 
 
-def test_wheel_holds_what_the_explorer_draws_with(wheel): assert {"finetune_nb/explorer.css", "finetune_nb/twin.js"} <= set(wheel.namelist())
+def test_wheel_holds_what_the_explorer_draws_with(wheel):
+    assert {"finetune_nb/explorer.css", "finetune_nb/twin.js"} <= set(wheel.namelist())
 
 
 def test_wheel_holds_the_weights(wheel):
@@ -100,27 +120,33 @@ def test_wheel_holds_the_weights(wheel):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    "A fresh environment with the wheel, which sees this one's libraries, but neither this tree nor its editable install"
+    "A fresh environment with the wheel, which sees this one's libraries, but not this tree nor its editable install"
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     bin = folder/("Scripts" if sys.platform == "win32" else "bin")
-    ran = subprocess.run([sys.executable, "-m", "pip", "--python", str(bin/"python"), "install", "--no-deps", "--no-index", wheel.filename], capture_output=True, text=True,
-                         stdin=subprocess.DEVNULL)
+    pip = [sys.executable, "-m", "pip", "--python", str(bin/"python")]
+    ran = subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel.filename],
+                         capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (site,) = (path.parent for path in folder.rglob("finetune_nb/") if path.parent.name == "site-packages")
-    (site/"libraries.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})) # its own .pth files are not read, so an editable install is out of sight
+    # Its own .pth files are not read, so an editable install is out of sight.
+    (site/"libraries.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
     yield bin
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_installed_wheel_fine_tunes_without_network(installed, quiet, tmp_path):
     env = {name: value for name, value in quiet.items() if name != "PYTHONPATH"}
-    where = subprocess.run([installed/"python", "-c", "import finetune_nb; print(finetune_nb.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    code = "import finetune_nb; print(finetune_nb.__file__)"
+    where = subprocess.run([installed/"python", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert where.stdout.startswith(str(installed.parent)), where.stdout + where.stderr
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this system cannot take the network away from a process (unshare -rn)")
-    command = [installed/"finetune-nb", "image", "--labels-per-class", "5", "--freeze-depth", "4", "--image-size", "32", "--epochs", "2", "--json"]
-    ran = subprocess.run(["unshare", "-rn", *command], cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = [installed/"finetune-nb", "image", "--labels-per-class", "5", "--freeze-depth", "4",
+               "--image-size", "32", "--epochs", "2", "--json"]
+    ran = subprocess.run(["unshare", "-rn", *command], cwd=tmp_path, env=env,
+                         capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
-    assert (result["task"], result["backbone"]) == ("digits", "resnet18-fractal") and result["train_loss"][1] < result["train_loss"][0]
+    assert (result["task"], result["backbone"]) == ("digits", "resnet18-fractal")
+    assert result["train_loss"][1] < result["train_loss"][0]

@@ -1,7 +1,11 @@
 """The tree says the same thing everywhere: notebooks, module, README and site."""
-import json, re, subprocess, sys
+import re
+import subprocess
+import sys
 from configparser import ConfigParser
-import nbformat, pytest, yaml
+import nbformat
+import pytest
+import yaml
 from conftest import lessons, load, root, tree_files
 
 notebooks = [p.relative_to(root).as_posix() for p in lessons.notebooks()]
@@ -10,11 +14,13 @@ text_files = [p for p in tree_files() if p.suffix not in (".safetensors", ".png"
 
 def nbdev(call, tree, env):
     module, name = call.split(":")
-    subprocess.run([sys.executable, "-c", f"from {module} import {name}; getattr({name}, '__wrapped__', {name})()"], cwd=tree, env={**env, "PYTHONPATH": str(tree)},
+    code = f"from {module} import {name}; getattr({name}, '__wrapped__', {name})()"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, env={**env, "PYTHONPATH": str(tree)},
                    check=True, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("call", ["nbdev.doclinks:nbdev_export", "nbdev.clean:nbdev_clean", "nbdev.quarto:refresh_quarto_yml"])
+@pytest.mark.parametrize("call", [
+    "nbdev.doclinks:nbdev_export", "nbdev.clean:nbdev_clean", "nbdev.quarto:refresh_quarto_yml"])
 def test_nbdev_would_change_nothing(call, tree, quiet):
     before = {path: (tree/path).read_bytes() for path in tree_files(tree)}
     nbdev(call, tree, quiet)
@@ -29,27 +35,46 @@ def test_notebook_shows_what_its_cells_print(notebook):
     assert not found, f"{notebook}: {'; '.join(found)}: type `make lessons NOTEBOOKS={notebook}`"
 
 
+def prose(notebook): return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def points(text): return re.findall("^- ", text, flags=re.M)
+
+
+def is_picture(output):
+    data = output.get("data", {})
+    return "image/png" in data or "<svg" in data.get("text/html", "")
+
+
+def solved_in(path):
+    "The numbers of the exercises that the notebook at `path` solves"
+    return re.findall(r"^## (\d+)", prose(nbformat.read(path, 4)), flags=re.M) if path.exists() else []
+
+
 def form_problems(name, next_name):
     "What a lesson of the book lacks, one sentence each"
     page, file, found = nbformat.read(root/name, 4), root/name, []
     def says(condition, sentence): found.extend([] if condition else [sentence])
-    words = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
-    opening, exercises = page.cells[0].source, words.partition("\n## Exercises\n")[2]
+    words, opening = prose(page), page.cells[0].source
+    exercises = words.partition("\n## Exercises\n")[2]
     says(re.match(r"# .+\n+> .+[.?!]\n", opening), "it does not open with `# a title` and `> a sentence`")
-    says("**You will learn**" in opening and len(re.findall("^- ", opening, flags=re.M)) == 3, "it does not say in three points what you will learn")
+    learn = "**You will learn**" in opening and len(points(opening)) == 3
+    says(learn, "it does not say in three points what you will learn")
     takes = re.search(r"\*\*Needs\*\* .+\*\*Takes\*\* about (\d+) s", opening, flags=re.S)
     says(takes, "it does not say what it needs, and how many seconds it takes")
-    if takes: says(page.metadata["run"]["seconds"] <= 1.25 * int(takes[1]), f"it says {takes[1]} s, and took {page.metadata['run']['seconds']}")
+    took = page.metadata.get("run", {}).get("seconds")
+    if takes: says(took <= 1.25 * int(takes[1]), f"it says {takes[1]} s, and took {took}")
     says(re.search(r"^#+ .*Pitfall", words, flags=re.M) or "pitfalls" in name, "it has no pitfall")
     says("<details" in words, "it has no question with a folded answer")
-    says(any("image/png" in output.get("data", {}) or "<svg" in output.get("data", {}).get("text/html", "") for cell in page.cells for output in cell.get("outputs", [])), "it has no picture")
-    says(len(re.findall("^- ", words.partition("\n## Recap\n")[2].partition("\n## ")[0], flags=re.M)) == 3, "it does not end in a recap of three points")
-    solutions = file.parent/"solutions"/file.name
-    solved = re.findall(r"^## (\d+)", "\n".join(cell.source for cell in nbformat.read(solutions, 4).cells if cell.cell_type == "markdown"), flags=re.M) if solutions.exists() else []
-    asked = re.findall(r"^(\d+)\. ", exercises, flags=re.M)
-    says(3 <= len(asked) <= 5 and asked == solved, f"it has exercises {', '.join(asked)}, and solutions to {', '.join(solved)}")
+    says(any(is_picture(output) for cell in page.cells for output in cell.get("outputs", [])), "it has no picture")
+    recap = words.partition("\n## Recap\n")[2].partition("\n## ")[0]
+    says(len(points(recap)) == 3, "it does not end in a recap of three points")
+    asked, solved = re.findall(r"^(\d+)\. ", exercises, flags=re.M), solved_in(file.parent/"solutions"/file.name)
+    says(3 <= len(asked) <= 5 and asked == solved,
+         f"it has exercises {', '.join(asked)}, and solutions to {', '.join(solved)}")
     says(f"](solutions/{file.name})" in exercises, "it does not lead to the solutions")
-    says(re.search(rf"\*\*Next:\*\* \[[^]]+\]\({re.escape(next_name)}\)", exercises), f"it does not lead to {next_name} at its end")
+    leads_on = re.search(rf"\*\*Next:\*\* \[[^]]+\]\({re.escape(next_name)}\)", exercises)
+    says(leads_on, f"it does not lead to {next_name} at its end")
     return found
 
 
@@ -76,14 +101,18 @@ def test_a_page_without_these_parts_is_noticed():
     assert len(form_problems("nbs/index.ipynb", "01_transfer_learning.ipynb")) > 6
 
 
+def readme(): return (root/"README.md").read_text(encoding="utf-8")
+
+
 def test_readme_is_the_index():
     text, pictures = load(root/"tools"/"readme.py").readme()
-    assert (root/"README.md").read_text(encoding="utf-8") == text, "type `make export`"
-    assert {f"images/{file.name}": file.read_bytes() for file in (root/"nbs"/"images").iterdir()} == pictures, "type `make export`"
+    assert readme() == text, "type `make export`"
+    stored = {f"images/{file.name}": file.read_bytes() for file in (root/"nbs"/"images").iterdir()}
+    assert stored == pictures, "type `make export`"
 
 
 def test_readme_knows_how_long_the_lessons_take():
-    rows = re.findall(r"^\| \[.+?\]\((nbs/\w+\.ipynb)\) \| .+? \| (\d+) s \|", (root/"README.md").read_text(encoding="utf-8"), flags=re.M)
+    rows = re.findall(r"^\| \[.+?\]\((nbs/\w+\.ipynb)\) \| .+? \| (\d+) s \|", readme(), flags=re.M)
     chapters = [name for name in notebooks if re.fullmatch(r"nbs/\d\w+\.ipynb", name)]
     assert [name for name, _ in rows] == chapters
     took = [(name, f"{nbformat.read(root/name, 4).metadata['run']['seconds']:.0f}") for name, _ in rows]
@@ -95,32 +124,35 @@ def test_the_lines_in_the_readme_run(monkeypatch):
     from finetune_nb import data
     digits = data.digits
     monkeypatch.setattr(data, "digits", lambda labels_per_class: digits(1, validation_per_class=1, test_per_class=2))
-    lines, ran = "".join(re.findall(r"```python\n(.*?)```", (root/"README.md").read_text(encoding="utf-8"), flags=re.S)), {}
-    exec(lines, ran)
+    lines, ran = re.findall(r"```python\n(.*?)```", readme(), flags=re.S), {}
+    exec("".join(lines), ran)
     assert len(ran["history"].epochs) == 10 and ran["model"].backbone.fc.out_features == ran["task"].num_classes == 10
 
 
 def test_readme_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)\s#]+)", (root/"README.md").read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s#]+)", readme())
     missing = [link for link in links if "://" not in link and not (root/link).exists()]
     assert links and not missing, missing
 
 
 def heading_ids(notebook):
     "The identifiers of a page's headings, by the rules of Pandoc, which both builders follow"
-    titles = re.findall(r"^#+ +(.+)$", "\n".join(re.sub(r"```.*?```", "", cell.source, flags=re.S) for cell in notebook.cells if cell.cell_type == "markdown"), flags=re.M)
-    return {re.sub(r"\s+", "-", re.sub(r"^[^a-z]+", "", re.sub(r"[^\w\s.-]", "", title.lower()))) for title in titles}
+    words = re.sub(r"```.*?```", "", prose(notebook), flags=re.S)
+    def identifier(title):
+        kept = re.sub(r"[^\w\s.-]", "", title.lower())
+        return re.sub(r"\s+", "-", re.sub(r"^[^a-z]+", "", kept))
+    return {identifier(title) for title in re.findall(r"^#+ +(.+)$", words, flags=re.M)}
 
 
 def test_links_between_lessons_lead_to_headings_that_are_there():
-    pages, found = {name: nbformat.read(root/name, 4) for name in notebooks}, []
-    for name, page in pages.items():
-        for cell in page.cells:
-            for link in re.findall(r"\]\(([^)\s]+\.ipynb(?:#[^)\s]+)?)\)", cell.source) if cell.cell_type == "markdown" else []:
-                target, _, part = link.partition("#")
-                there = ((root/name).parent/target).resolve()
-                if not there.exists(): found.append(f"{name}: {link}")
-                elif part and part not in heading_ids(nbformat.read(there, 4)): found.append(f"{name}: {link}: no such heading")
+    found = []
+    for name in notebooks:
+        for link in re.findall(r"\]\(([^)\s]+\.ipynb(?:#[^)\s]+)?)\)", prose(nbformat.read(root/name, 4))):
+            target, _, part = link.partition("#")
+            there = ((root/name).parent/target).resolve()
+            if not there.exists(): found.append(f"{name}: {link}")
+            elif part and part not in heading_ids(nbformat.read(there, 4)):
+                found.append(f"{name}: {link}: no such heading")
     assert not found, found
 
 
@@ -140,26 +172,37 @@ def test_site_has_one_configuration():
 
 
 def test_one_configuration_is_read_by_all():
-    "Through nbs/, a builder gets what the root says, the title of settings.ini and the sidebar, and knows every key of it"
+    "Through nbs/, a builder gets what the root says, the title of settings.ini and the sidebar, and knows every key"
     read = pytest.importorskip("smalldocs.config").load(root/"nbs")
-    whole, settings = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8")), ConfigParser(delimiters=["="])
+    whole = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
+    settings = ConfigParser(delimiters=["="])
     settings.read(root/"settings.ini", encoding="utf-8")
     assert read.warnings == [] and read.config["format"] == whole["format"]
     website = read.config["website"]
-    assert website["title"] == settings["DEFAULT"]["title"] and website["repo-url"] == settings["DEFAULT"]["git_url"]
-    assert whole["website"].items() <= (website | {"sidebar": whole["website"]["sidebar"]}).items() and "contents" in website["sidebar"]
+    assert website["title"] == settings["DEFAULT"]["title"]
+    assert website["repo-url"] == settings["DEFAULT"]["git_url"]
+    assert "contents" in website["sidebar"]
+    assert whole["website"].items() <= (website | {"sidebar": whole["website"]["sidebar"]}).items()
+
+
+def mentions(pattern):
+    "The places in the tree that `pattern` matches"
+    found = []
+    for path in text_files:
+        match = pattern.search((root/path).read_text(encoding="utf-8", errors="ignore"))
+        if match: found.append(f"{path}: {match[0]}")
+    return found
 
 
 def test_no_page_needs_the_network():
-    hosts = ["cdn" + ".jsdelivr.net", "unpkg" + ".com", "cdn" + "js.cloudflare.com", "ajax" + ".googleapis.com", "fonts" + ".googleapis.com"]
-    found = [f"{path}: {host}" for path in text_files for host in hosts if host in (root/path).read_text(encoding="utf-8", errors="ignore")]
-    assert not found, found
+    hosts = ["cdn" + ".jsdelivr.net", "unpkg" + ".com", "cdn" + "js.cloudflare.com",
+             "ajax" + ".googleapis.com", "fonts" + ".googleapis.com"]
+    assert not mentions(re.compile("|".join(map(re.escape, hosts))))
 
 
 def test_no_path_of_one_machine():
-    here = re.compile("|".join([re.escape(str(root)) + r"\b", "/" + r"root/\w", "/" + r"home/\w+/", "/" + r"Users/\w+/"]))
-    found = [f"{path}: {match[0]}" for path in text_files if (match := here.search((root/path).read_text(encoding="utf-8", errors="ignore")))]
-    assert not found, found
+    folders = [re.escape(str(root)) + r"\b", "/" + r"root/\w", "/" + r"home/\w+/", "/" + r"Users/\w+/"]
+    assert not mentions(re.compile("|".join(folders)))
 
 
 # The checks above must be able to fail.
@@ -167,7 +210,8 @@ def test_no_path_of_one_machine():
 @pytest.fixture
 def page(tmp_path):
     "A lesson that is in order"
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A lesson"), nbformat.v4.new_code_cell("1 + 1")])
+    cells = [nbformat.v4.new_markdown_cell("# A lesson"), nbformat.v4.new_code_cell("1 + 1")]
+    book = nbformat.v4.new_notebook(cells=cells)
     book.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"})]
     book.metadata["run"] = lessons.stamp(book, 1.0)
     return book
@@ -186,14 +230,24 @@ def test_mended_prose_passes(page, tmp_path):
     assert problems(page, tmp_path) == ""
 
 
+def print_to(name, text):
+    "A change of a page: its code cell prints `text`, too"
+    return lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("stream", name=name, text=text))
+
+
+def fail(page):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    page.cells[1].outputs.append(error)
+
+
 @pytest.mark.parametrize("spoil, reason", [
     (lambda page: page.cells[1].update(source="1 + 2"), "changed since"),
     (lambda page: page.metadata.pop("run"), "no run stamp"),
     (lambda page: page.metadata.run.update(seconds=61), "less than 60"),
     (lambda page: page.cells[1].update(outputs=[]), "no cell has an output"),
-    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])), "ValueError"),
-    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="50%|")), "standard error"),
-    (lambda page: page.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stdout", text=f"{root}/nbs")), "path of one machine"),
+    (fail, "ValueError"),
+    (print_to("stderr", "50%|"), "standard error"),
+    (print_to("stdout", f"{root}/nbs"), "path of one machine"),
 ], ids=["changed code", "no stamp", "too slow", "no output", "error", "standard error", "path"])
 def test_a_spoilt_page_fails(page, tmp_path, spoil, reason):
     spoil(page)
@@ -201,8 +255,9 @@ def test_a_spoilt_page_fails(page, tmp_path, spoil, reason):
 
 
 @pytest.mark.parametrize("source, expected", [
-    ("1", True), ("#| slow\n1", False), ("# | slow\n1", False), ("#| eval: false\n1", False), ("#| export\n#| slow\n1", False),
-    ("#| export\n1", True), ("# slow\n1", True), ("x = 1\n#| slow", True), ("  ", False)])
+    ("1", True), ("#| export\n1", True), ("# slow\n1", True), ("x = 1\n#| slow", True),
+    ("  ", False), ("#| slow\n1", False), ("# | slow\n1", False), ("#| eval: false\n1", False),
+    ("#| export\n#| slow\n1", False)])
 def test_which_cells_run(source, expected):
     assert lessons.runs(nbformat.v4.new_code_cell(source), lessons.skip_flags()) is expected
 
@@ -222,7 +277,8 @@ def test_a_lesson_is_run_stored_and_stamped(page, tree):
     path = tree/"nbs"/"lesson.ipynb"
     slow = nbformat.v4.new_code_cell("#| slow\nraise Exception")
     slow.outputs = [nbformat.v4.new_output("stream", name="stdout", text="an old run")]
-    noisy = nbformat.v4.new_code_cell("import os, sys\nprint('tired', file=sys.stderr); print(os.environ['OMP_NUM_THREADS'], 'threads')")
+    noisy = nbformat.v4.new_code_cell("import os, sys\nprint('tired', file=sys.stderr)\n"
+                                      "print(os.environ['OMP_NUM_THREADS'], 'threads')")
     page.cells += [slow, noisy]
     page.metadata.pop("run")
     nbformat.write(page, path)
@@ -233,5 +289,6 @@ def test_a_lesson_is_run_stored_and_stamped(page, tree):
     assert [cell.get("outputs", [{}])[0].get("text") for cell in ran.cells[2:]] == ["an old run", "2 threads\n"]
     assert ran.metadata.run.cells == lessons.cells_hash(page) and ran.cells[1].execution_count is None
     before = path.read_bytes()
-    subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()"], cwd=tree, check=True)
+    clean = "from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()"
+    subprocess.run([sys.executable, "-c", clean], cwd=tree, check=True)
     assert path.read_bytes() == before
