@@ -23,14 +23,16 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9") # c
 
 # %% ../nbs/03_gradient_update.ipynb #240d28b6
 def _check_step(parameter, gradient, learning_rate):
+    "Refuse a step without a gradient, one of another shape, and one uphill."
     if gradient is None:
         raise ValueError("gradient is None, expected one number for each weight: call loss.backward() first; "
                          "a frozen weight has no gradient, so make no step with it.")
     if gradient.shape != parameter.shape:
-        raise ValueError(f"gradient has shape {tuple(gradient.shape)}, expected that of the parameter, {tuple(parameter.shape)}: "
-                         "take it with gradient_at(loss, parameter).")
+        raise ValueError(f"gradient has shape {tuple(gradient.shape)}, expected that of the parameter, "
+                         f"{tuple(parameter.shape)}: take it with gradient_at(loss, parameter).")
     if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}, expected a number above 0: try 0.1, then divide by 10 while the loss rises.")
+        raise ValueError(f"learning_rate is {learning_rate}, expected a number above 0: "
+                         "try 0.1, then divide by 10 while the loss rises.")
 
 # %% ../nbs/03_gradient_update.ipynb #5779c221
 def sgd_step(parameter:Tensor, # float[...]: the weights θ
@@ -50,7 +52,8 @@ def gradient_at(loss:Callable[[Tensor], Tensor], # float[...] -> float[]: differ
         point = weights.detach().clone().requires_grad_()
         value = loss(point)
         if value.ndim > 0:
-            raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}, expected one number: end it with .mean() or .sum().")
+            raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}, expected one number: "
+                             "end it with .mean() or .sum().")
         return torch.autograd.grad(value, point)[0]
 
 # %% ../nbs/03_gradient_update.ipynb #c9a7415c
@@ -68,15 +71,20 @@ def momentum_step(parameter:Tensor, # float[...]: the weights θ
 
 # %% ../nbs/03_gradient_update.ipynb #f2ead740
 def _check_descent(start, steps, frozen):
+    "The start as float[n] and the frozen coordinates as bool[n], or an error that says what is wrong."
     weights = torch.as_tensor(start).detach().clone()
     if not weights.is_floating_point(): weights = weights.float()
-    if weights.ndim != 1: raise ValueError(f"start has shape {tuple(weights.shape)}, expected float[n], one number for each weight: flatten it first.")
+    if weights.ndim != 1:
+        raise ValueError(f"start has shape {tuple(weights.shape)}, expected float[n], one number for each weight: "
+                         "flatten it first.")
     if steps < 0: raise ValueError(f"steps is {steps}, expected 0 or more.")
     frozen = torch.zeros(len(weights), dtype=torch.bool) if frozen is None else torch.as_tensor(frozen)
     if frozen.dtype != torch.bool or frozen.shape != weights.shape:
-        raise ValueError(f"frozen is {frozen.tolist()}, expected {len(weights)} booleans, one for each weight: True where it must not move.")
+        raise ValueError(f"frozen is {frozen.tolist()}, expected {len(weights)} booleans, one for each weight: "
+                         "True where it must not move.")
     return weights, frozen.to(weights.device)
 
+# %% ../nbs/03_gradient_update.ipynb #d788f5d7
 def descend(loss:Callable[[Tensor], Tensor], # float[n] -> float[]: differentiable
             start:Tensor|Sequence[float], # float[n]: where the path begins
             learning_rate:float, # α, above 0
@@ -111,13 +119,15 @@ def _map_bounds(loss, paths):
     margin = 0.2 * (high - low).max().clamp(min=0.5)
     return torch.stack([low - margin, high + margin], 1).tolist()
 
+# %% ../nbs/03_gradient_update.ipynb #29504c3a
 def _draw_map(ax, loss, bounds, resolution, device):
     "Contours that each enclose an equal share of the map, so that a valley shows on any scale of the loss."
     first, second = (torch.linspace(*bound, resolution) for bound in bounds)
     spots = torch.cartesian_prod(first, second).to(device)
     heights = torch.func.vmap(loss)(spots).reshape(resolution, resolution).T.cpu().double()
     finite = heights[heights.isfinite()]
-    if len(finite) == 0: raise ValueError(f"loss is nowhere finite within {bounds}, expected a map: give smaller bounds.")
+    if len(finite) == 0:
+        raise ValueError(f"loss is nowhere finite within {bounds}, expected a map: give smaller bounds.")
     levels = finite.quantile(torch.linspace(0, 1, 15).double()).unique().tolist()
     if len(levels) < 2: levels = [levels[0] - 1, levels[0] + 1]
     ax.contourf(first, second, heights, levels, cmap="Greys", norm=BoundaryNorm(levels, 256), alpha=0.45)
@@ -136,7 +146,8 @@ def plot_path(loss:Callable[[Tensor], Tensor], # float[2] -> float[], made of to
     paths = path if isinstance(path, dict) else {"": path}
     for way in paths.values():
         if way.ndim != 2 or way.shape[1] != 2:
-            raise ValueError(f"path has shape {tuple(way.shape)}, expected float[steps + 1, 2]: a map shows two weights, so pick two columns.")
+            raise ValueError(f"path has shape {tuple(way.shape)}, expected float[steps + 1, 2]: "
+                             "a map shows two weights, so pick two columns.")
     figure = Picture(figsize=(5.6, 4.6), layout="constrained", facecolor="white")
     ax = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=title, facecolor="white")
     _draw_map(ax, loss, bounds or _map_bounds(loss, paths.values()), resolution, way.device)
@@ -171,7 +182,7 @@ class BackwardCost(NamedTuple):
     "What one training step costs before its update."
     forward_seconds:float # median over the repeats
     backward_seconds:float # median over the repeats
-    saved_bytes:int # what the forward pass keeps for the backward pass; the model's own weights and buffers are not counted
+    saved_bytes:int # what the forward pass keeps for the backward pass, without the model's own weights and buffers
 
 def _saved_bytes(model, batch):
     "Let autograd show every tensor that it keeps, and count each piece of memory once."
@@ -200,7 +211,9 @@ def backward_cost(model:nn.Module, # maps `batch` to one tensor, and has somethi
                  )->BackwardCost: # seconds and bytes
     "Measure the passes of one training step; weights, gradients and buffers stay as they were."
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not learning: raise ValueError("every parameter of the model is frozen, expected one that learns: there is no backward pass to measure.")
+    if not learning:
+        raise ValueError("every parameter of the model is frozen, expected one that learns: "
+                         "there is no backward pass to measure.")
     if repeats < 1: raise ValueError(f"repeats is {repeats}, expected 1 or more.")
     buffers = [buffer.clone() for buffer in model.buffers()]
     saved, times = _saved_bytes(model, batch), []
