@@ -1,7 +1,10 @@
-// Wakes the twins of the freeze-depth explorer that are still asleep on this page. All depths are drawn already: the slider says which of them is chosen.
+// Wakes the twins of the freeze-depth explorer that are still asleep on this page.
+// All depths are drawn already: the slider says which of them is chosen.
 for (const twin of document.querySelectorAll(".depth-twin:not([data-awake])")) {
   const find = selector => [...twin.querySelectorAll(selector)];
-  const [slider] = find("input"), [shown] = find("output"), drawn = find("ol.blocks li"), facts = find("dd"), rows = find("tbody tr"), [saved] = find("script[type]"), [link] = find("a[download]");
+  const [slider] = find("input"), [shown] = find("output");
+  const drawn = find("ol.blocks li"), facts = find("dd"), rows = find("tbody tr");
+  const [saved] = find("script[type]"), [link] = find("a[download]");
   const show = depth => {
     slider.value = shown.value = depth;
     drawn.forEach((block, i) => {
