@@ -7,7 +7,7 @@ __all__ = ['INPUTS', 'Inputs', 'Texts', 'pixels', 'Images', 'inputs_of', 'Way', 
            'Baseline', 'baseline']
 
 # %% ../../nbs/engine/07_baselines.ipynb #608aef3e
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
 
@@ -91,13 +91,12 @@ class Way:
     def estimators(self, inputs:Inputs) -> list:
         return inputs.classifiers()
 
-    def answers(self, objective:Objective,
-                estimator, # of scikit-learn
-                rows, # features of the training examples, `[N, F]`
-                targets, # of the training examples
-                others:list, # features of further examples
-               )->list: # the answers to each of `others`
-        "Fit an estimator, and let it answer."
+    def fit(self, objective:Objective,
+            estimator, # of scikit-learn
+            rows, # features of the training examples, `[N, F]`
+            targets, # of the training examples
+           )->Callable: # of features of further examples; gives their answers
+        "Fit an estimator."
         raise NotImplementedError
 
     def always(self, objective:Objective, targets): # one answer
@@ -105,25 +104,25 @@ class Way:
         raise NotImplementedError
 
 class _OneClass(Way):
-    def answers(self, objective, estimator, rows, targets, others):
+    def fit(self, objective, estimator, rows, targets):
         fitted = estimator.fit(rows, targets)
-        return [np.eye(len(objective.classes))[fitted.predict(other)] for other in others]
+        return lambda others: np.eye(len(objective.classes))[fitted.predict(others)]
 
     def always(self, objective, targets):
         return np.eye(len(objective.classes))[np.bincount(targets).argmax()]
 
 class _SeveralClasses(Way):
     "An estimator for each class; thresholds are for probabilities, and the sigmoid makes such of any score."
-    def answers(self, objective, estimator, rows, targets, others):
-        columns = [self._one(estimator, rows, own, others) for own in np.asarray(targets).T > 0]
-        return [np.stack(own, 1) for own in zip(*columns)]
+    def fit(self, objective, estimator, rows, targets):
+        fitted = [self._one(estimator, rows, holds) for holds in np.asarray(targets).T > 0]
+        return lambda others: np.stack([probability(others) for probability in fitted], 1)
 
-    def _one(self, estimator, rows, holds:np.ndarray, others) -> list:
+    def _one(self, estimator, rows, holds:np.ndarray) -> Callable:
         from scipy.special import expit
         from sklearn.base import clone
-        if holds.all() or not holds.any(): return [np.full(other.shape[0], float(holds[0])) for other in others]
+        if holds.all() or not holds.any(): return lambda others: np.full(others.shape[0], float(holds[0]))
         fitted = clone(estimator).fit(rows, holds)
-        return [expit(fitted.decision_function(other)) for other in others]
+        return lambda others: expit(fitted.decision_function(others))
 
     def always(self, objective, targets): return np.asarray(targets).mean(0)
 
@@ -131,10 +130,10 @@ class _Number(Way):
     role = "regressor"
     def estimators(self, inputs): return inputs.regressors()
 
-    def answers(self, objective, estimator, rows, targets, others):
+    def fit(self, objective, estimator, rows, targets):
         "In units of the training targets' standard deviation, for which the settings are meant."
         fitted = estimator.fit(rows, (np.asarray(targets, float) - objective.centre) / objective.scale)
-        return [fitted.predict(other) * objective.scale + objective.centre for other in others]
+        return lambda others: fitted.predict(others) * objective.scale + objective.centre
 
     def always(self, objective, targets): return np.median(targets)
 
@@ -145,7 +144,7 @@ class Answered:
     objective: Objective # tuned on validation
     validation: Sequence # answers
     test: Sequence # answers
-    settings: dict = field(default_factory=dict) # how it was made
+    settings: dict = field(default_factory=dict) # what was chosen
 
     def judged(self, part:str, targets) -> Evaluation: # part: "validation" or "test"
         "How good are the answers?"
@@ -157,22 +156,21 @@ def search(way:Way, objective:Objective, inputs:Inputs,
     "Try all features and estimators."
     (seen, targets), (chosen_by, truth), (unseen, _) = (parts[name] for name in ("train", "validation", "test"))
     objective = objective.fitted(targets)
-
-    def answered(validation, test, **settings):
-        return Answered(objective.tuned(validation, truth), validation, test, settings)
-
     constant = way.always(objective, targets)
-    constants = [np.stack([constant] * len(own)) for own in (chosen_by, unseen)]
-    always = answered(*constants, answer="always the same")
+    always, again = [np.stack([constant] * len(own)) for own in (chosen_by, unseen)]
     best, best_score = None, -np.inf
     for name, features in inputs.features():
-        rows, *others = [features.fit_transform(seen), features.transform(chosen_by), features.transform(unseen)]
+        rows = features.fit_transform(seen)
+        own, others = features.transform(chosen_by), features.transform(unseen)
         for estimator in way.estimators(inputs):
-            answers = way.answers(objective, estimator, rows, targets, others)
-            found = answered(*answers, features=name, **{way.role: str(estimator)})
-            score = found.judged("validation", truth).score
-            if score > best_score: best, best_score = found, score
-    return best, always
+            answer_to = way.fit(objective, estimator, rows, targets)
+            answers = answer_to(own)
+            tuned = objective.tuned(answers, truth)
+            score = tuned.judge(answers, truth, np.zeros(len(answers))).score
+            if score <= best_score: continue
+            settings = {"features": name, way.role: str(estimator)}
+            best, best_score = Answered(tuned, answers, answer_to(others), settings), score
+    return best, Answered(objective.tuned(always, truth), always, again)
 
 # %% ../../nbs/engine/07_baselines.ipynb #638338ef
 @singledispatch
