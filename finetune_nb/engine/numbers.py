@@ -62,8 +62,10 @@ class Regression(Objective):
             raise ValueError(f"has only one training target, {targets[0]:g}: there is nothing to learn.")
 
     def strata(self, targets):
-        "Tenths, from the smallest to the largest."
-        return 10 * np.argsort(np.argsort(targets, stable=True), stable=True).numpy() // max(1, len(targets))
+        "Tenths, from the smallest to the largest; of few examples, fewer parts of at least five."
+        parts = min(10, max(1, len(targets) // 5))
+        ranks = np.argsort(np.argsort(np.asarray(targets), kind="stable"), kind="stable")
+        return parts * ranks // max(1, len(targets))
 
     def fitted(self, targets):
         "Mean, standard deviation, and the mean distance from the median."

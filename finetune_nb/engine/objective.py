@@ -155,6 +155,12 @@ class Objective:
         "The mean of the losses; where the same can be had faster, a kind may do so."
         return self.losses(outputs, targets).mean()
 
+    def members(self, targets # checked, N
+               )->np.ndarray: # bool[N, K]; columns of classes come first
+        "For which of K things, as a rule the strata, an example counts where so many of each are asked for."
+        strata = self.strata(targets)
+        return strata[:, None] == np.arange(strata.max(initial=0) + 1)
+
     def collate(self, targets, # of B examples
                 seeds:torch.Tensor|None=None, # int64[B], of each example in this epoch, for what is drawn at random
                ): # a tree of tensors, on which `losses` and the model's own forward pass look
@@ -193,6 +199,14 @@ class Objective:
     def to_json(self) -> dict:
         "All of it, as JSON can hold it."
         return dict(kind=self.kind) | (dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {})
+
+    @classmethod
+    def of_targets(cls, targets:Sequence, # as a pre-flight found them, one an example: names of classes, numbers, …
+                   classes=None, # the names that a model would know, by question where there are several; None: all
+                   parts:Mapping[str, str]|None=None, # the kind of each question, where there are several
+                  )->tuple["Objective", Sequence]: # and targets as `check` takes them
+        "The objective that asks for such targets."
+        return cls(), list(targets)
 
     @classmethod
     def from_json(cls, about:dict) -> "Objective":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .objective import Evaluation, Objective, objective_of, size
+from .objective import Evaluation, Objective, kinds, objective_of, size
 from ..gradient import Picture
 
 # %% ../../nbs/engine/03_several.ipynb #57237863
@@ -80,9 +80,29 @@ class Several(Objective):
             except ValueError as error: raise ValueError(f"{name} {error}") from error
 
     def strata(self, targets):
-        "Those of the first question."
-        name, part = next(iter(self.parts.items()))
-        return part.strata(targets[name])
+        "Of each example's strata, one for each question, the rarest: no rare class is forgotten."
+        questions = self._each(lambda part, own: part.strata(own), targets)
+        numbers, sizes, first = [], [], 0
+        for strata in questions.values():
+            _, number, count = np.unique(strata, return_inverse=True, return_counts=True)
+            numbers.append(number + first)
+            sizes.append(count[number])
+            first += len(count)
+        return np.take_along_axis(np.stack(numbers), np.argmin(sizes, 0)[None], 0)[0]
+
+    def members(self, targets):
+        "What an example counts for in all questions."
+        return np.column_stack(list(self._each(lambda part, own: part.members(own), targets).values()))
+
+    @classmethod
+    def of_targets(cls, targets, classes=None, parts=None):
+        "From a dictionary for each example, a question each; a question of which nothing is said asks for a class."
+        asked, found = {}, {}
+        for name in targets[0]:
+            kind = kinds[(parts or {}).get(name, "classification")]
+            own = [target[name] for target in targets]
+            asked[name], found[name] = kind.of_targets(own, (classes or {}).get(name))
+        return cls(asked), found
 
     def collate(self, targets, seeds=None): return self._each(lambda part, own: part.collate(own, seeds), targets)
 
