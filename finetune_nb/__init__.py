@@ -19,6 +19,8 @@ _names = {
 }
 # Rooms that hold families of backbones: they are imported when somebody first asks which family knows a network.
 family_rooms = ["engine.torchvision_families", "engine.transformers_families"]
+# The rooms whose models can be saved, by the kind of inputs that they read: `load` imports them when it meets one.
+model_rooms = {"image": "vision", "text": "text"}
 
 _module_of = {name: module for module, names in _names.items() for name in names}
 __all__ = [*_names, *_module_of]

@@ -22,7 +22,9 @@ from .data import Examples
 from .engine.fractals import Recipe, Systems, draw_batch, render, sample_systems
 from .engine.pretrainer import Pretrainer, Pretraining, begin
 from .freezing import blocks
-from .training import _Batches, _predict
+from .engine.batches import Batches, Whole
+from .engine.models import as_model
+from .engine.twins import evaluating
 
 # %% ../nbs/02_pretrained_models.ipynb #a3494e75
 def pretrain(recipe:Recipe, # what to draw and how to learn
@@ -90,9 +92,12 @@ def ship(checkpoint:str|Path, # of `pretrain`, or its folder
 # %% ../nbs/02_pretrained_models.ipynb #977c8155
 def _pass(model:nn.Module, examples:Examples, batch_size:int) -> torch.Tensor: # int[N]
     "Run every example through the model, in fp32; the order in which they came."
-    batches = _Batches(model, examples, batch_size)
-    _predict(model, batches, "fp32")
-    return torch.tensor(sum(batches.order(0), []))
+    model, order = as_model(model), []
+    with evaluating(model), torch.no_grad():
+        for batch in Batches(model, examples, batch_size=batch_size).epoch():
+            batch.to(next(model.parameters()).device).run(Whole(model))
+            order.append(batch.positions)
+    return torch.cat(order)
 
 def features(model:nn.Module, # any classifier
              examples:Examples, # N of them

@@ -27,7 +27,7 @@ from .depth import Sweep
 from .engine.drawing import outcome, picture, twin
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
 from .gradient import _map_bounds, descend, plot_path
-from .training import _has_kernel
+from .engine.history import has_kernel
 
 # %% ../nbs/08b_explorer.ipynb #d49ab3ff
 def _strata(task:Task) -> list[int]:
@@ -274,7 +274,7 @@ class FreezeExplorer(_Worker):
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         "The live explorer, and its twin for a page without a kernel."
-        if self._jobs.last is None and _has_kernel(): self._begin(train=False)
+        if self._jobs.last is None and has_kernel(): self._begin(train=False)
         text, still = f"FreezeExplorer on {self.task.value}", twin(self.sweep or self._about())
         return {**super()._repr_mimebundle_(**kwargs), "text/plain": text, "text/html": still}
 

@@ -151,6 +151,7 @@ class Batches:
                  seed:int|None=None, # None: not shuffled, not augmented
                  rank:int=0, world:int=1, # this process's number, and how many there are
                  encode_now:bool=True, # False: later, if at all; what differs in length is encoded in any case
+                 encoded:list|None=None, # the inputs, where they are prepared already
                  progress:bool=False,
                 ):
         self.model, self.objective, self.batch_size, self.seed = model, objective, batch_size, seed
@@ -161,8 +162,9 @@ class Batches:
         self.targets = self.collated = None if targets is None else self.examples.targets
         self.layout, self.lengths = Layout.plain(len(own)), np.ones(len(examples), int)
         self.encoded = self.longest = None
-        if self._differ(examples.inputs): # the lengths of all decide who is batched with whom
-            encoded, followed = encode_pairs(model, examples.inputs, targets, progress)
+        if encoded is not None or self._differ(examples.inputs): # the lengths of all decide who is batched with whom
+            followed = targets
+            if encoded is None: encoded, followed = encode_pairs(model, examples.inputs, targets, progress)
             everything = Layout.of(model, encoded)
             self.lengths, self.encoded = everything.lengths, [encoded[i] for i in own]
             self.layout = Layout.of(model, self.encoded)

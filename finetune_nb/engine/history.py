@@ -20,10 +20,10 @@ from ..gradient import Picture
 class History:
     "What happened in a fit."
     settings: dict # what `fit` was told or chose by itself
-    epochs: list[dict] = field(default_factory=list) # a row each: epoch, train_loss, validation_loss, validation scores, seconds
+    epochs: list[dict] = field(default_factory=list) # epoch, train_loss, validation_loss, validation score, seconds
     best_epoch: int = 0 # the epoch whose weights the model has now; 0: those before training
     stopped: str = "" # why it ended: "all epochs done", "no improvement ...", "interrupted"
-    prefix: str = "" # what became of the frozen prefix: run once for so many examples, and where they are kept; or why not
+    prefix: str = "" # what became of the frozen prefix: run once, and where its states are kept; or why not
     score: str = "accuracy" # by which the best epoch is chosen
     threads: str = "" # how many threads were chosen, and why; empty: PyTorch's own number
 

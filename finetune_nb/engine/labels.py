@@ -30,6 +30,7 @@ def f1_of(hits:np.ndarray, # how often each class was rightly predicted
 class ClassEvaluation(Evaluation):
     "How a classifier does: `answers` are probabilities `float[N, C]`, `targets` class numbers `int[N]`."
     classes: Sequence[str] = () # their names
+    figure = "confusion"
 
     @property
     def probabilities(self) -> np.ndarray: # float[N, C]
@@ -43,6 +44,14 @@ class ClassEvaluation(Evaluation):
     @cached_property
     def confusion(self) -> np.ndarray: # int[C, C]; rows are the true classes, columns the predicted ones
         return confusion_of(self.labels, self.predicted, self.answers.shape[1])
+
+    def details(self):
+        "Recall and precision of each class."
+        counts, right, said = self.confusion.sum(1), self.confusion.diagonal(), self.confusion.sum(0)
+        def share(r, n): return float(r / n) if n else None
+        rows = zip(self.classes, counts.tolist(), right, said)
+        return dict(per_class=[{"class": name, "test examples": n, "recall": share(r, n), "precision": share(r, s)}
+                               for name, n, r, s in rows])
 
     def worst(self, count:int=5) -> np.ndarray:
         "Positions of the mistakes, first those that gave the right class the least probability."
@@ -107,7 +116,7 @@ class Classification(Objective):
     classes: Sequence[str] # their names; a target is a position in this list
     class_weights: str|Sequence[float]|None = None # of the loss; "balanced": each class weighs as much as any other
     label_smoothing: float = 0.0 # share of the target that is spread over all classes, 0 to below 1
-    problem_type = "single_label_classification" # as Transformers calls it
+    problem_type, pipeline = "single_label_classification", "classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
         count = len(self.classes)
@@ -132,6 +141,9 @@ class Classification(Objective):
         if missing := sorted(set(range(len(self.classes))) - set(targets.tolist())):
             raise ValueError(f"has no training example of {', '.join(self.classes[i] for i in missing)}: "
                              "give at least one of each class.")
+
+    @property
+    def nothing(self): return np.full(len(self.classes), np.nan)
 
     def strata(self, targets): return np.asarray(targets)
 
@@ -220,10 +232,20 @@ class MultiLabelEvaluation(Evaluation):
     def predicted(self) -> np.ndarray: # bool[N, C]
         return self.answers >= np.asarray(self.thresholds)
 
+    @property
+    def class_f1(self) -> np.ndarray: # float[C]; 0 where there was nothing to predict, and nothing was
+        said, true = self.predicted, self.targets > 0
+        return np.nan_to_num(f1_of((said & true).sum(0), said.sum(0), true.sum(0)))
+
+    def details(self):
+        "The F1 of each class."
+        counts = (self.targets > 0).sum(0).tolist()
+        return dict(per_class=[{"class": name, "test examples": n, "F1": float(f1)}
+                               for name, n, f1 in zip(self.classes, counts, self.class_f1)])
+
     def plot(self, classes:Sequence[str]|None=None) -> Picture:
         "The F1 of each class."
-        said, true = self.predicted, self.targets > 0
-        f1 = np.nan_to_num(f1_of((said & true).sum(0), said.sum(0), true.sum(0)))
+        f1 = self.class_f1
         names = list(self.classes if classes is None else classes)
         figure = Picture(figsize=(6, 1 + .3 * len(names)), layout="constrained")
         ax = figure.subplots()
@@ -236,7 +258,7 @@ class MultiLabel(Objective):
     "Which classes hold? The targets are 0 or 1 for each class, `float[N, C]`."
     classes: Sequence[str] # their names
     thresholds: Sequence[float]|None = None # of each class, 0 to 1, from which its answer is yes; None: one half
-    problem_type = "multi_label_classification" # as Transformers calls it
+    problem_type, pipeline = "multi_label_classification", "classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
         if len(self.classes) == 0: raise ValueError("no class is given: give at least one.")
@@ -253,6 +275,9 @@ class MultiLabel(Objective):
         "An example of each class."
         if missing := [name for name, there in zip(self.classes, targets.sum(0) > 0) if not there]:
             raise ValueError(f"has no training example of {', '.join(missing)}: give at least one of each class.")
+
+    @property
+    def nothing(self): return np.zeros(len(self.classes))
 
     def strata(self, targets):
         "The rarest class that holds; after all classes, for none of them."

@@ -127,6 +127,23 @@ class Model(nn.Module):
         "Write what belongs to the model besides its weights."
         raise ValueError(f"{type(self).__name__} cannot be saved: save its state dict with safetensors.")
 
+    def samples(self, count:int # 2 or 3
+               )->list: # so many encoded examples; of different lengths, where these differ
+        "Something to try an export on."
+        raise ValueError(f"{type(self).__name__} cannot be exported: it names no samples.")
+
+    def arguments(self, encoded:Sequence # examples
+                 )->dict[str, torch.Tensor]: # by the names of `forward`
+        "A batch, by the names of what `forward` takes."
+        batch, names = self.collate(encoded), list(inspect.signature(self.forward).parameters)
+        if isinstance(batch, Mapping): return dict(batch)
+        return dict(zip(names, batch if isinstance(batch, tuple) else [batch]))
+
+    def usage(self, about:dict # what `model.json` says
+             )->str: # Markdown
+        "How a saved model is used."
+        return '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(inputs)\n```'
+
     @classmethod
     def load(cls, folder:Path, about:dict, tensors:dict[str, torch.Tensor]) -> "Model":
         "The model that `save` wrote."

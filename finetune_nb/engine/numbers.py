@@ -42,6 +42,7 @@ class Regression(Objective):
     scale: float = 1.0 # an output of 1 is so much more, above 0
     typical_error: float = 1.0 # of whoever always says the median, above 0
     problem_type = "regression" # as Transformers calls it
+    nothing = np.nan
     num_outputs = 1
 
     def check(self, targets):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..gradient import Picture
+
 # %% ../../nbs/engine/00_objective.ipynb #266d1771
 def take(values, # a tensor or an array `[N, ...]`, a sequence of N, or a mapping of names to such
          positions:Sequence[int], # which of the N
@@ -50,6 +52,8 @@ class Evaluation:
 
     def __len__(self) -> int: return len(self.each)
 
+    figure = "answers" # what its picture is called
+
     @property
     def loss(self) -> float: # the mean over the examples
         return float(self.losses.mean())
@@ -73,6 +77,19 @@ class Evaluation:
              )->np.ndarray: # int[count]
         "The positions of the examples that are least right; of equals, first the one of the greatest loss."
         return np.lexsort([-self.losses, self.each])[:count]
+
+    def details(self) -> dict: # JSON
+        "What else is worth keeping."
+        return {}
+
+    def plot(self, classes:Sequence[str]|None=None) -> Picture:
+        "How right the examples are, from the worst to the best."
+        figure = Picture(figsize=(5, 2.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(np.sort(self.each), color="#0072B2")
+        title = f"How right {len(self)} examples are: {self.each.mean():.2f} on average"
+        ax.set(xlabel="examples, from the worst to the best", ylim=(-.03, 1.03), title=title)
+        return figure
 
     def scored(self, name:str, # of the new first score
                score:float, # more is better
@@ -104,6 +121,8 @@ class Objective:
     kind = "" # its name, as in "multi_label": the class's, in small letters
     reads = "pooled" # what the head sees of a backbone: one vector for each network input
     classes = () # names, where there are classes
+    pipeline = "" # what the Hub calls it, behind the kind of inputs, as in "classification"; empty: nothing
+    nothing = None # stands for an answer where there is none
     random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
     def __init_subclass__(cls, **options):

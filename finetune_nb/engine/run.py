@@ -56,7 +56,7 @@ class Run:
         model.to(self.accelerator.device)
         self.train = self._batches(task.train, settings["batch_size"], settings["seed"])
         self.validation = self._batches(task.validation, None)
-        if self.train.layout.tokens is not None: # ever new shapes: oneDNN would keep a compiled kernel, and 100 kB, for each
+        if self.train.layout.tokens is not None: # for ever new shapes, oneDNN would keep a compiled kernel each
             os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self.num_steps = settings["epochs"] * len(self.train)
         self.steps = Steps(groups, self.num_steps, settings["warmup"], settings["clip"], self.accelerator)
@@ -69,8 +69,8 @@ class Run:
         self.best_objective = objective
 
     def _batches(self, examples, batch_size:int|None, seed:int|None=None) -> Batches:
-        rank = self.accelerator.process_index
-        return Batches(self.model, examples, self.objective, batch_size, seed, rank, self.world, False, self.progress)
+        rank, how = self.accelerator.process_index, dict(encode_now=False, progress=self.progress)
+        return Batches(self.model, examples, self.objective, batch_size, seed, rank, self.world, **how)
 
     # The frozen prefix
 
@@ -80,7 +80,8 @@ class Run:
         if varies and views is None:
             raise CannotCut("inputs are augmented afresh in each epoch; views=4 would keep four views of each")
         cut = Cut(self.model, self.depth, few_of(self.model, self.task.train.inputs))
-        if cut.needs_inputs and varies: raise CannotCut("what learns looks at the inputs too, which differ in each view")
+        if cut.needs_inputs and varies:
+            raise CannotCut("what learns looks at the inputs too, which differ in each view")
         kept = []
         for part, more in (self.train, {}), (self.validation, dict(views=None)):
             how = self.how_to_keep | more | dict(progress=self.progress)
@@ -125,7 +126,8 @@ class Run:
     def go(self) -> History:
         "From where it stands to the end."
         self.started, history = time.perf_counter() - self.spent, self.history
-        self.bar = tqdm(total=self.num_steps, initial=self.step, desc="Training", unit="step", disable=not self.progress)
+        how = dict(desc="Training", unit="step", disable=not self.progress)
+        self.bar = tqdm(total=self.num_steps, initial=self.step, **how)
         curve = LiveCurve(self.progress)
         try:
             self._epochs(curve)

@@ -143,8 +143,9 @@ class Runs:
         how = dict(cache=self.folder, precision=self.precision, progress=False) | self.settings
         history = fit(self.model, self.task, epochs, seed=seed, **how)
         if history.stopped == "interrupted": raise KeyboardInterrupt
-        self.rows[depth, seed] = dict(depth=depth, block=self.blocks[depth].name, seed=seed, peak_memory=memory,
-                                      seconds=history.seconds, epochs=len(history.epochs)) | self._judged(depth, history)
+        row = dict(depth=depth, block=self.blocks[depth].name, seed=seed)
+        cost = dict(peak_memory=memory, seconds=history.seconds, epochs=len(history.epochs))
+        self.rows[depth, seed] = row | self._judged(depth, history) | cost
 
     def _judged(self, depth:int, history) -> dict:
         "What a row says of how good it is."

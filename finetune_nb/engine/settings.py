@@ -16,8 +16,8 @@ from .objective import Objective
 from ..freezing import blocks, freeze_depth
 
 # %% ../../nbs/engine/29_settings.ipynb #b91660cf
-IDENTIFY = ("epochs", "batch_size", "learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup", "clip",
-            "patience", "unfreeze_at", "seed", "cache", "precision", "views") # which run it is
+IDENTIFY = ("epochs", "batch_size", "learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup",
+            "clip", "patience", "unfreeze_at", "seed", "cache", "precision", "views") # which run it is
 
 def suggested_rates(model:Model,
                     depth:int, # freeze depth
@@ -48,8 +48,8 @@ def settings_of(model:Model,
         if settings[name] is None: settings[name] = rate
     return settings, depths
 
-_LEAST = dict(epochs=1, batch_size=1, patience=1, learning_rate=0, head_learning_rate=0, layer_decay=0, weight_decay=0,
-              every=1, keep_last=1, seed=0)
+_LEAST = dict(epochs=1, batch_size=1, patience=1, learning_rate=0, head_learning_rate=0, layer_decay=0,
+              weight_decay=0, every=1, keep_last=1, seed=0)
 
 def check_settings(model:Model, settings:Mapping, depths:Sequence[int]):
     "Refuse what cannot be meant."

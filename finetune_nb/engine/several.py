@@ -60,6 +60,9 @@ class Several(Objective):
         given = {name: self.weights.get(name, 1.0) for name in self.parts}
         return {name: weight / sum(given.values()) for name, weight in given.items()}
 
+    @property
+    def nothing(self): return {name: part.nothing for name, part in self.parts.items()}
+
     def _each(self, call, *values) -> dict:
         "What `call` gives for each part and its share of `values`."
         return {name: call(part, *(value[name] for value in values)) for name, part in self.parts.items()}

@@ -19,15 +19,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..cache import CannotCut, Cut, States, autocast, digest, run_prefix, to_device
-from ..cache import _collate, _encode, _logits
+from ..cache import Cut
 from ..data import Task
-from ..depth import kept_for_backward
-from ..freezing import _check_depth, blocks, freeze
-from ..training import Evaluation, parameter_groups
-from ..training import _Batch, _Batches, _check_scores, _evaluate, _rates, _schedule
+from .batches import Batch, Batches, Whole, few_of
+from .fast import autocast
+from .judging import judge
+from .models import Model, as_model
+from .objective import Evaluation, Objective
+from .prefix import run_prefix
+from .run import accelerator_of
+from .runs import kept_for_backward
+from .settings import asked_of, suggested_rates
+from .states import States, digest
+from .steps import Steps
+from .twins import CannotCut
+from ..freezing import blocks, check_depth, freeze
+from ..training import parameter_groups
 
 # %% ../../nbs/engine/50_trials.ipynb #1e96a52a
 class Stopped(Exception): "The training was no longer wanted."
@@ -77,65 +85,53 @@ class Trial:
         return own | dict(predicted=list(self.predicted), epochs=epochs, validation_score=validation)
 
 # %% ../../nbs/engine/50_trials.ipynb #81c6889f
-class _Steps:
-    "An optimiser for what learns, and the steps it makes."
-    def __init__(self, model:nn.Module, learner:nn.Module, task:Task, depth:int,
+class _Learning:
+    "The engine's own steps, at a freeze depth."
+    def __init__(self, model:Model, learner:nn.Module, objective:Objective, depth:int,
                  steps:int, learning_rate_times:float, seed:int):
-        self.model, self.learner, self.task, self.seed = model, learner, task, seed
+        self.model, self.learner, self.objective, self.seed = model, learner, objective, seed
         self.device, self.kept = next(model.parameters()).device, 0
-        rates = [rate * learning_rate_times for rate in _rates(model, depth)]
-        groups = parameter_groups(model, depth, *rates)
-        self.learnt = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.scheduler = _schedule(self.optimizer, steps, warmup=0.1)
+        rates = [rate * learning_rate_times for rate in suggested_rates(model, depth)]
+        self.steps, self.context = Steps(parameter_groups(model, depth, *rates), steps), autocast(learner)
 
-    def scores(self, batch:_Batch) -> Tensor:
-        "What the learner says of a batch."
-        with autocast(self.learner): return _logits(self.learner, to_device(batch.inputs, self.device)).float()
+    def loss(self, batch:Batch) -> Tensor: # float[]
+        "Of a batch."
+        return self.steps.losses(self.learner, batch.to(self.device), self.objective, self.context)
 
-    def learn(self, batch:_Batch, step:int) -> float: # the loss
+    def learn(self, batch:Batch, step:int) -> float: # the loss
         "Step number `step`, from 1."
         counting = kept_for_backward(self.model.parameters()) if step == 1 else nullcontext()
+        self.steps.forget()
         with torch.random.fork_rng(devices=[]), counting as kept:
             torch.manual_seed(self.seed * 100_003 + step) # for dropout
-            _check_scores(scores := self.scores(batch), self.task)
-            loss = F.cross_entropy(scores, batch.labels.to(self.device))
+            loss = self.loss(batch)
         if kept: self.kept = sum(kept.values())
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"The loss became {value} at step {step}: "
                                      "the learning rate is too large, try a tenth of it.")
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.learnt, 1.0)
-        self.optimizer.step()
-        self.scheduler.step()
+        self.steps.learn(loss)
         return value
 
-    def judge(self, batches:_Batches) -> Evaluation: return _evaluate(self.learner, batches, "auto")
+    def judge(self, batches:Batches) -> Evaluation: return judge(self.learner, batches, self.objective, "auto")
 
     def memory(self) -> int: # bytes
         "Weights, gradients, averages, and what the first step kept."
-        averages = chain.from_iterable(state.values() for state in self.optimizer.state.values())
-        gradients = (p.grad for p in self.learnt if p.grad is not None)
+        averages = chain.from_iterable(self.steps.averages(p).values() for p in self.steps.learnt)
+        gradients = (p.grad for p in self.steps.learnt if p.grad is not None)
         tensors = chain(self.model.parameters(), self.model.buffers(), averages, gradients)
         return self.kept + sum(t.nbytes for t in tensors)
 
-def _named_scores(judged:Evaluation) -> Iterator[tuple[str, float]]:
-    "One after the other: whoever wants the first does not wait for the rest."
-    yield "accuracy", judged.accuracy
-    yield "macro_f1", float(judged.macro_f1)
-
 # %% ../../nbs/engine/50_trials.ipynb #977971d9
-def _copied(model:nn.Module) -> nn.Module:
+def _copied(model:nn.Module) -> Model:
     "A copy, on the GPU if there is one, that leaves its examples as they are."
-    copied = copy.deepcopy(model).to("cuda" if torch.cuda.is_available() else next(model.parameters()).device)
+    copied = as_model(copy.deepcopy(model)).to(accelerator_of().device)
     copied.augment = None # afresh in each epoch, it leaves nothing to keep
     return copied
 
 class _Prefixes:
     "The frozen prefix of each depth: where it ends, and what comes out of it, which is kept."
-    def __init__(self, model:nn.Module):
+    def __init__(self, model:Model):
         self.model, self.cuts, self.kept = model, None, {}
         self.first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.parts = self.states = None # of a task, each by the part's name
@@ -145,12 +141,13 @@ class _Prefixes:
         deepest = len(blocks(self.model)) - 1
         self._reset(deepest)
         with _stoppable(stop, self.model):
-            cuts = self.cuts or [None, *(self._cut(depth, task) for depth in range(1, deepest + 1))]
+            few = few_of(self.model, task.train.inputs)
+            cuts = self.cuts or [None, *(self._cut(depth, few) for depth in range(1, deepest + 1))]
             if _is_set(stop): raise Stopped # or a cut that was given up would count as impossible
             self.cuts = cuts
-            def batches(part, *how): return _Batches(self.model, getattr(task, part), *how, encode_now=False)
-            parts = dict(train=batches("train", batch_size, 0), validation=batches("validation", None),
-                         test=batches("test", None))
+            def batches(part, *how):
+                return Batches(self.model, getattr(task, part), task.objective, *how, encode_now=False)
+            parts = dict(train=batches("train", batch_size, 0), validation=batches("validation"), test=batches("test"))
             self.states = {part: self._states(own) for part, own in parts.items()}
         self.parts = parts
 
@@ -159,13 +156,12 @@ class _Prefixes:
         freeze(self.model, depth)
         self.model.train()
 
-    def _cut(self, depth:int, task:Task) -> Cut|None: # None: the prefix runs in every step
+    def _cut(self, depth:int, few:list) -> Cut|None: # None: the prefix runs in every step
         "Between the blocks that are frozen at a depth and those that learn."
-        few = _collate(self.model)(_encode(self.model, task.train.inputs[:2]))
-        try: return Cut(self.model, depth, to_device(few, next(self.model.parameters()).device))
+        try: return Cut(self.model, depth, few)
         except CannotCut: return None
 
-    def _states(self, batches:_Batches) -> list[States|None]: # by depth
+    def _states(self, batches:Batches) -> list[States|None]: # by depth
         "Of examples that were there before: what was kept."
         inputs, cuts = batches.examples.inputs, [cut for cut in self.cuts if cut is not None]
         key = digest(inputs)
@@ -179,10 +175,9 @@ class _Prefixes:
         self._reset(depth)
         cut = self.cuts[depth]
         for part, batches in self.parts.items():
-            batches.cut, batches.states = cut, self.states[part][depth]
-            if cut is None: batches.forget(progress=False)
+            batches.use(cut, self.states[part][depth])
         self.parts["train"].seed = seed
-        return cut.suffix.train() if cut else self.model
+        return cut.suffix.train() if cut else Whole(self.model)
 
 # %% ../../nbs/engine/50_trials.ipynb #6a5132bb
 _LOOKS = 6 # at the validation examples, in a trial
@@ -198,9 +193,9 @@ class _Pace(NamedTuple):
         judged = _LOOKS * len(task.validation) + len(task.test)
         return Cost(self.step * steps + self.example * judged, self.memory)
 
-def _endless(batches:_Batches) -> Iterator[_Batch]: return chain.from_iterable(map(batches.epoch, count(1)))
+def _endless(batches:Batches) -> Iterator[Batch]: return chain.from_iterable(map(batches.epoch, count(1)))
 
-def _paced(steps:_Steps, parts:Mapping[str, _Batches], stop:Event|None) -> _Pace:
+def _paced(steps:_Learning, parts:Mapping[str, Batches], stop:Event|None) -> _Pace:
     "Try two steps, and judge twice: the first time of each is slower."
     batches = _endless(parts["train"])
     with _stoppable(stop, steps.learner):
@@ -212,11 +207,11 @@ def _paced(steps:_Steps, parts:Mapping[str, _Batches], stop:Event|None) -> _Pace
         with torch.no_grad():
             for _ in range(2):
                 batch, started = next(parts["test"].epoch()), time.perf_counter()
-                steps.scores(batch)
+                steps.loss(batch)
                 seconds = time.perf_counter() - started
     return _Pace(step_seconds, seconds / batch.count, steps.memory())
 
-def _trained(trial:Trial, begin:Callable[[], _Steps], parts:Mapping[str, _Batches],
+def _trained(trial:Trial, begin:Callable[[], _Learning], parts:Mapping[str, Batches],
              stop:Event|None) -> Iterator[Trial]:
     "Begin a trial when it is asked for the first time, and make all its steps."
     steps = begin()
@@ -228,13 +223,12 @@ def _trained(trial:Trial, begin:Callable[[], _Steps], parts:Mapping[str, _Batche
             losses.append(steps.learn(batch, trial.step))
             seen += batch.count
             if trial.step in looks:
-                _, score = next(_named_scores(steps.judge(parts["validation"])))
-                trial.curve.append([seen / examples, mean(losses), score])
+                trial.curve.append([seen / examples, mean(losses), steps.judge(parts["validation"]).score])
                 losses = []
             trial.seconds = time.perf_counter() - started
             yield trial
         trial.peak_memory, judged = steps.memory(), steps.judge(parts["test"])
-    trial.scores, trial.seconds = dict(_named_scores(judged)), time.perf_counter() - started
+    trial.scores, trial.seconds = judged.scores, time.perf_counter() - started
     yield trial
 
 # %% ../../nbs/engine/50_trials.ipynb #cc3d845b
@@ -271,7 +265,7 @@ class Trials:
     def predict(self, depth:int, steps:int=60) -> Cost:
         "What a trial will take, by the two steps that were tried."
         self.prepare()
-        return self._paces[_check_depth(depth, self.blocks)].of(self.task, steps)
+        return self._paces[check_depth(depth, self.blocks)].of(self.task, steps)
 
     def run(self,
             depth:int, # blocks to freeze
@@ -282,17 +276,18 @@ class Trials:
            )->Iterator[Trial]: # one and the same, after each step; the last time with its scores
         "Train at a freeze depth, from the start."
         if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}.")
-        depth = _check_depth(depth, self.blocks)
+        depth = check_depth(depth, self.blocks)
         self.prepare(stop)
         learning = sum(block.num_parameters() for block in self.blocks[depth:])
         trial = Trial(depth, self.blocks[depth].name, seed, steps, learning, self.predict(depth, steps))
         begin = partial(self._begin, depth, steps, learning_rate_times, seed)
         return _trained(trial, begin, self._prefixes.parts, stop)
 
-    def _begin(self, depth:int, steps:int, learning_rate_times:float=1.0, seed:int=0) -> _Steps:
+    def _begin(self, depth:int, steps:int, learning_rate_times:float=1.0, seed:int=0) -> _Learning:
         "From the start."
         learner = self._prefixes.start_at(depth, seed)
-        return _Steps(self.model, learner, self.task, depth, steps, learning_rate_times, seed)
+        objective = asked_of(self.model, self.task, None)
+        return _Learning(self.model, learner, objective, depth, steps, learning_rate_times, seed)
 
 # %% ../../nbs/engine/50_trials.ipynb #2ac7c548
 class Jobs:
