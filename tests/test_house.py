@@ -33,7 +33,7 @@ its_own_room = re.compile(
 kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
-    r"|resnet|roberta|swin|vgg|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
+    r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
 
 # What does not keep a rule yet. A file that keeps it must leave the list, and then a test says so.
 PENDING = {

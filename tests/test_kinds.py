@@ -98,11 +98,7 @@ sys.path[:0] = sys.argv[2:]
 import torch
 torch.set_num_threads(1)
 from test_kinds import evaluate, finder, fit, how, sky
-model = finder(1, dtype=torch.float64)
-for m in model.modules():
-    if isinstance(m, torch.nn.Dropout): m.p = 0 # each process draws its own masks
-    if isinstance(m, torch.nn.BatchNorm2d): m.track_running_stats, m.momentum = True, 0.0
-model.second.eval(), model.second.register_forward_pre_hook(lambda m, _: m.eval())
+model = finder(2, dtype=torch.float64) # each process draws its own masks of dropout, and has its own batch norms
 history = fit(model, sky(torch.float64), **how)
 from accelerate import PartialState
 open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(json.dumps([history.train_loss, history.validation_score]))
