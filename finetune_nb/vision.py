@@ -132,3 +132,9 @@ def classifier(name:str, # "resnet18-fractal", "resnet18", "vit_b_16" …, or a 
         preprocessing = Preprocessing(**backbone.preprocessing)
         if image_size is not None: preprocessing = preprocessing.sized(image_size)
         return ImageClassifier(backbone, num_classes, preprocessing, augment)
+
+# %% ../nbs/06_resnet.ipynb #f4f73e33
+from .engine.families import refuse_wrong_hash as _refuse_wrong_hash
+from .engine.torchvision_families import ResNets
+
+_ARCHITECTURES = ResNets.sizes[:5]
