@@ -25,7 +25,7 @@ from .data import Examples, Task
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
-from .engine.folders import KEPT, refuse_others, require_room, reserved
+from .engine.places import KEPT, refuse_others, require_room, reserved
 from .engine.history import History
 from .engine.judging import answers_of
 from .engine.labels import Classification
