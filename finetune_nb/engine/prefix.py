@@ -25,6 +25,7 @@ from .fast import autocast, fast_twin, has_bf16, may_round
 from .models import tensors_in, to_device
 from .states import (Kept, Layout, Rows, States, clear_away, digest, mapped, readable_size,
                                        temporary)
+from .threads import Threads, are_free
 from .twins import CannotCut, Source, alike, evaluating, watch
 from ..freezing import fingerprint
 
@@ -196,14 +197,15 @@ class Pass:
 
     def _computed(self, bar, files) -> list[States]:
         started, network, stores = time.perf_counter(), None, self._stores(files)
-        places = [source.place for source in self.sources]
+        places, threads = [source.place for source in self.sources], Threads(self.fast and are_free())
         try:
             with evaluating(self.model), torch.no_grad():
                 for positions, encoded in self._prepared():
                     for view in range(self.views or 1):
                         batch = self._batch(encoded, view, positions)
                         if network is None: network = self._network(encoded, places)
-                        with self.autocast: seen = watch(network, places, lambda network: network.call(batch))
+                        with threads.step(len(positions)), self.autocast:
+                            seen = watch(network, places, lambda network: network.call(batch))
                         for store, tree in zip(stores, seen):
                             store.add(self._to_keep(store.source, tree, batch), view, self.budget)
                         bar.update(len(positions))
@@ -211,6 +213,7 @@ class Pass:
         except BaseException:
             for part in (part for store in stores for part in store.parts()): part.unlink(missing_ok=True)
             raise
+        finally: threads.put_back()
         return self._states(stores, time.perf_counter() - started, [self._where(store) for store in stores])
 
     def _network(self, encoded:list, places:Sequence) -> nn.Module:

@@ -29,6 +29,7 @@ from .objective import Evaluation, Objective, joined, objective_of, shown
 from .prefix import run_prefix
 from .states import readable_size
 from .steps import Steps, TrainingDiverged, divergence
+from .threads import Threads, are_free
 from .twins import CannotCut
 from ..freezing import blocks, freeze, freeze_depth
 
@@ -67,6 +68,7 @@ class Run:
         self.best = {name: t.detach().clone() for name, t in self.moving.items()}
         self.epoch, self.batch, self.step, self.total, self.spent = 1, 0, 0, 0.0, 0.0
         self.best_objective = objective
+        self.threads = Threads(may_round(model, settings["precision"]) and self.world == 1 and are_free())
 
     def _batches(self, examples, batch_size:int|None, seed:int|None=None) -> Batches:
         rank, how = self.accelerator.process_index, dict(encode_now=False, progress=self.progress)
@@ -113,6 +115,7 @@ class Run:
         self.autocast = autocast(learner, self.settings["precision"])
         fast = may_round(self.model, self.settings["precision"])
         self.learner = self.accelerator.prepare(fast_learner(learner) if fast else learner)
+        self.threads.begin()
 
     def _unwrap(self):
         if self.learner is not None: return self.accelerator.unwrap_model(self.learner, keep_fp32_wrapper=False)
@@ -139,7 +142,8 @@ class Run:
             self.bar.close()
             with torch.no_grad():
                 for name, tensor in self.moving.items(): tensor.copy_(self.best[name])
-            self.model.objective = self.best_objective
+            self.model.objective, history.threads = self.best_objective, self.threads.said
+            self.threads.put_back()
             self._unwrap()
         return history
 
@@ -164,10 +168,11 @@ class Run:
         for batch in self.train.epoch(self.epoch, self.batch):
             steps.forget()
             batch = batch.to(device)
-            loss = steps.losses(self.learner, batch, self.objective, self.autocast)
-            value = loss.item() if self.world == 1 else self.accelerator.reduce(loss.detach(), "mean").item()
-            if not math.isfinite(value): raise self.diverged(value, self.step + 1, [batch.states, batch.inputs])
-            steps.learn(loss)
+            with self.threads.step(batch.count):
+                loss = steps.losses(self.learner, batch, self.objective, self.autocast)
+                value = loss.item() if self.world == 1 else self.accelerator.reduce(loss.detach(), "mean").item()
+                if not math.isfinite(value): raise self.diverged(value, self.step + 1, [batch.states, batch.inputs])
+                steps.learn(loss)
             self.step, self.batch, self.total = self.step + 1, self.batch + 1, self.total + value * batch.count
             if self.checkpoints and self.step % self.checkpoints.every == 0: self.checkpoints.save(self)
             self.bar.update()
@@ -209,7 +214,8 @@ class Run:
         names = "epochs", "best_epoch", "stopped", "prefix", "score"
         return dict(epoch=self.epoch, batch=self.batch, step=self.step, total=self.total,
                     seconds=time.perf_counter() - self.started, scheduler=self.steps.scheduler.last_epoch,
-                    best_score=self.best_score, best_objective=self.best_objective.to_json(),
+                    threads=self.threads.number, best_score=self.best_score,
+                    best_objective=self.best_objective.to_json(),
                     history={name: getattr(self.history, name) for name in names})
 
     def go_on_from(self, about:dict # that a checkpoint holds
@@ -221,3 +227,4 @@ class Run:
         if "best_objective" in about: self.best_objective = objective_of(about["best_objective"])
         for name, value in about["history"].items(): setattr(self.history, name, value)
         self.history.prefix = ""
+        if self.threads.free: self.threads.keep(about.get("threads", self.threads.all))
