@@ -129,7 +129,7 @@ def classifier(name:str, # "resnet18-fractal", "resnet18", "vit_b_16" …, or a 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = open_backbone(name, ImageClassifier.inputs, pretrained, image_size=image_size)
-        preprocessing = Preprocessing(**backbone.preprocessing)
+        preprocessing = Preprocessing(**backbone.preprocessing or {})
         if image_size is not None: preprocessing = preprocessing.sized(image_size)
         return ImageClassifier(backbone, num_classes, preprocessing, augment)
 
