@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from finetune_nb import data, evaluate, fit, freeze, preflight, text, vision
 from finetune_nb.cache import digest
-from finetune_nb.engine import readers
+from finetune_nb.engine import findings, readers
 from finetune_nb.engine.targets import TARGET_KINDS, Columns, targets_of
 
 noise = np.random.default_rng(0)
@@ -836,7 +836,7 @@ def test_a_dataset_of_images(tmp_path, image_dataset):
     assert report.kind == "image"
     assert report.ok
     assert report.read == 41
-    assert found(report)["other split"][1] == {"extra": "left out: it is none of " + ", ".join(preflight._part_of)}
+    assert found(report)["other split"][1] == {"extra": "left out: it is none of " + ", ".join(findings.PART_OF)}
     task = data.from_datasets(str(tmp_path/"pets"))
     assert (task.kind, task.classes, len(task.test)) == ("image", ["cat", "dog"], 10)
     assert len(task.train) + len(task.validation) == 31

@@ -50,7 +50,9 @@ def training_memory(forward:Callable[[], object], # a forward pass of what learn
 def backbone_fingerprint(model:nn.Module # any supported model
                         )->str: # 16 hexadecimal digits
     "Of all its weights but the head's: which pretrained network is this?"
-    return fingerprint(Block("backbone", [module for block in blocks(model)[:-1] for module in block.modules]))[:16]
+    body = blocks(model)[:-1]
+    tensors = {name: tensor for block in body for name, tensor in block.tensors.items()}
+    return fingerprint(Block("backbone", [module for block in body for module in block.modules], tensors))[:16]
 
 # %% ../../nbs/engine/40_runs.ipynb #614160cb
 def packed(each:np.ndarray # float[N], 0 to 1
