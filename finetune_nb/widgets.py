@@ -31,8 +31,8 @@ from .engine.history import has_kernel
 
 # %% ../nbs/08b_explorer.ipynb #d49ab3ff
 def _strata(task:Task) -> list[int]:
-    "A number for each training example: its class."
-    return task.train.labels.tolist()
+    "A number for each training example: its class, where there are classes."
+    return task.objective.strata(task.train.targets).tolist()
 
 def _fewer(task:Task, most:int) -> Task:
     "The same with at most so many training examples of each class; of all, if there are no classes."
@@ -74,7 +74,7 @@ class _Bench:
         if name in self.trials: self.trials[name].use(task)
         else:
             model = self.models[task.kind]
-            if isinstance(model, str): model = _CLASSIFIERS[task.kind](model, task.num_classes)
+            if isinstance(model, str): model = _CLASSIFIERS[task.kind](model, task)
             self.trials[name] = Trials(model, task)
         self.labels[name] = labels
 
