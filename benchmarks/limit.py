@@ -12,8 +12,8 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from finetune_nb.cache import _TOKENS, _in_batches, _packed, autocast, fast_batch
-from finetune_nb.training import batch_order
+from finetune_nb.engine.batches import TOKENS, batch_order, fast_batch, in_batches
+from finetune_nb.engine.fast import autocast, packed
 from work import EVALUATION_BATCH, has_bf16
 
 
@@ -36,7 +36,7 @@ def limit(work, seed): # seconds of each part; `epoch` is one pass of training a
         return states, time.perf_counter() - started
     def batches(part, long): # positions of what goes through the prefix together
         if work.kind == "image": return batch_order(long, fast_batch(part[0]))
-        return _in_batches(np.array(long), len(long), _TOKENS)
+        return in_batches(long, TOKENS)
     with torch.inference_mode():
         run(encoded[0][:work.batch_size]) # warm
         seconds, states = 0.0, [[None] * len(part) for part in encoded]
@@ -53,7 +53,7 @@ def limit(work, seed): # seconds of each part; `epoch` is one pass of training a
 
 def _laid_out(network, dtype):
     "Its weights as the processor multiplies them, once."
-    return _packed(network, set()) if dtype == torch.bfloat16 else network.to(memory_format=torch.channels_last)
+    return packed(network, set()) if dtype == torch.bfloat16 else network.to(memory_format=torch.channels_last)
 
 
 def _halves_of_resnet(model, depth, dtype):

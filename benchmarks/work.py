@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from finetune_nb import cache, data, text, vision
-from finetune_nb.training import batch_order
+from finetune_nb.engine.batches import batch_order
 
 EVALUATION_BATCH = 64 # examples judged at once
 

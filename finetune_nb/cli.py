@@ -6,388 +6,276 @@
 __all__ = ['app', 'text', 'image', 'run', 'depth_image', 'depth_text', 'pretrain', 'check', 'predict', 'export', 'main']
 
 # %% ../nbs/20_command_line.ipynb #913b0b73
-import json, shlex, sys
+import json
+import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Optional
 
 import typer
+
+from .engine.commands import columns, compare, draw_comparison, examples, in_json, say, sweep, train
+from .engine.options import (Keeping, Labels, Learning, Sweeping, TextTable, argument, home, option, place,
+                                        require_ending, with_groups)
 
 # %% ../nbs/20_command_line.ipynb #00815a8a
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
                   help="Fine-tune pretrained networks: choose a model, freeze part of it, add a head, train, evaluate. "
                        "Start with `finetune-nb run`.")
 
-def _say(*words, sep:str=' '): print(*words, sep=sep, file=sys.stderr) # standard output is for results
-
-def _table(rows:list[tuple[str, ...]]) -> str:
-    "Columns as text, all but the first to the right."
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows)
-
-def _new_folder(context:typer.Context, out:Optional[Path], overwrite:bool):
-    "Keep the folder for this command, or refuse it before any work is done."
-    from finetune_nb import saving
-    if out is not None: context.with_resource(saving.reserved(out, overwrite))
-
-# %% ../nbs/20_command_line.ipynb #0e231bf0
-def _fine_tune(task, model, backbone:str, freeze_depth:Optional[int], out:Optional[Path]=None, **settings) -> tuple: # (dict, History, Evaluation)
-    "Steps 2, 4 and 5: the result as a dictionary, and what it was made from; the settings go to `fit`."
-    from finetune_nb import saving
-    from finetune_nb.freezing import blocks, freeze
-    from finetune_nb.training import evaluate, fit
-    if freeze_depth is None: freeze_depth = max(0, len(blocks(model)) - 3)
-    summary = freeze(model, freeze_depth)
-    _say(f"{task}\n{summary}")
-    if out is not None: saving.require_room(out, model)
-    history = fit(model, task, **settings)
-    if not history.epochs:
-        _say("Interrupted before the first epoch was done: nothing was learnt, so there is no result.")
-        raise typer.Exit(130)
-    evaluation = evaluate(model, task.test, precision=settings.get("precision", "auto"))
-    _say(history)
-    return dict(task=task.name, backbone=backbone, freeze_depth=freeze_depth, blocks=[b.name for b in blocks(model)],
-                trainable_parameters=summary.trainable_parameters, total_parameters=summary.total_parameters,
-                epochs=len(history.epochs), seconds=round(history.seconds, 2), train_loss=history.train_loss,
-                validation_accuracy=history.validation_accuracy, accuracy=evaluation.accuracy, macro_f1=evaluation.macro_f1, num_test=len(task.test),
-                seed=settings["seed"], labels_per_class=task.made.get("labels_per_class"), stopped=history.stopped, frozen_prefix=history.prefix), history, evaluation
-
-def _print(result:dict, as_json:bool):
-    "The result on standard output: one line of JSON, or a small table."
-    if as_json: return print(json.dumps(result, allow_nan=False))
-    rows = [("test accuracy", f"{result['accuracy']:.1%}"), ("macro F1", f"{result['macro_f1']:.3f}"), ("seconds of training", f"{result['seconds']:.0f}"),
-            ("learning parameters", f"{result['trainable_parameters']:,} of {result['total_parameters']:,}")]
-    if "baseline_accuracy" in result: rows.insert(1, ("classical baseline", f"{result['baseline_accuracy']:.1%}"))
-    print(_table(rows))
-
-def _finish(task, model, trained:tuple, more:dict, baseline:bool, out:Optional[Path], as_json:bool):
-    "The classical baseline and the folder, where asked for, and the result; `more` is what only this kind of model was told."
-    from finetune_nb import data, saving
-    result, history, evaluation = trained[0] | more, *trained[1:]
-    try:
-        if baseline:
-            classical = data.baseline(task)
-            result |= dict(baseline_accuracy=classical.accuracy, baseline_macro_f1=classical.macro_f1, baseline_settings=classical.settings)
-    except KeyboardInterrupt: _say("Interrupted: there is no baseline, and the model is kept.")
-    except (ValueError, MemoryError) as error: _say(f"There is no baseline ({error}), and the model is kept.") # texts without a letter, say
-    if out is not None:
-        saving.save(out, model, task, history, evaluation, result | dict(command=shlex.join(["finetune-nb", *sys.argv[1:]])))
-        _say(f"Saved {', '.join(sorted(file.name for file in out.iterdir() if file.suffix))} in {out}")
-    _print(result, as_json)
-
-# %% ../nbs/20_command_line.ipynb #69107ca7
-def _option(kind, help:str|None=None, *names:str, **limits): return Annotated[kind, typer.Option(*names, help=help, show_default="[default:" not in (help or ""), **limits)]
-
-_Depth = _option(Optional[int], "Blocks to freeze, from the input: 0 trains everything, the largest the head alone. [default: all but the two top ones and the head]")
-_Epochs = _option(int, "Passes over the training examples.", min=1)
-_BatchSize = _option(int, "Examples in a batch.", min=1)
-_Rate = _option(Optional[float], "Of the backbone. [default: what the model suggests]")
-_HeadRate = _option(Optional[float], "Of the head. [default: what the model suggests]")
-_Patience = _option(Optional[int], "Stop after so many epochs without improvement. [default: never]", min=1)
-_Seed = _option(int, "Which examples are labelled, the head's first weights, the order of training.", min=0)
-_Baseline = _option(bool, "Also tune a classical baseline on the same examples: n-grams for text, pixels for images.", "--baseline")
-_Out = _option(Optional[Path], "A new folder for weights, result, figures and a model card.")
-_Overwrite = _option(bool, "Replace the model that is in the folder already.", "--overwrite")
-_MostBad = _option(float, "The share of your examples that may be damaged, and are skipped; with more it stops.", min=0, max=1)
-_Encoding = _option(Optional[str], "Of your table's or .txt files' letters, as in cp1252. [default: UTF-8, else guessed, and noted]")
-_TextColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
-_LabelColumn = _option(Optional[str], "Of your table. [default: if it is clear]")
-_Cache = _option(bool, "Run frozen blocks once for each example, not in every epoch.", "--cache/--no-cache")
-_CacheFolder = _option(Optional[Path], "Keep what comes out of them here for later runs.")
-_Precision = _option(str, "`fp32` is exact; `auto` rounds a little to be fast, where the processor multiplies in bfloat16.")
-_Checkpoint = _option(Optional[Path], "A folder for checkpoints, one every 100 steps.")
-_Resume = _option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.", "--resume")
-_Json = _option(bool, "Print the result as one line of JSON, the last of standard output.", "--json")
-
-# %% ../nbs/20_command_line.ipynb #bdc77b34
-def _checked(path, kind:str, text_column:Optional[str]=None, label_column:Optional[str]=None, most_bad:float=0.05, encoding:Optional[str]=None):
-    "The report of a pre-flight that goes on; another is shown before it stops us."
-    from finetune_nb.preflight import check
-    report = check(path, kind, text_column, label_column, most_bad, encoding=encoding)
-    if not report.ok: _say(report)
-    return report.require()
-
-def _texts(source:Optional[str], labels_per_class:Optional[int], seed:int, most_bad:float, text_column, label_column, encoding): # the task, and the report of its pre-flight
-    "Your texts, or `topics`."
-    from finetune_nb import data
-    if source is None: return data.topics(20 if labels_per_class is None else labels_per_class, seed), None
-    report = _checked(source, "text", text_column, label_column, most_bad, encoding)
-    return data.task_of(report, labels_per_class, seed=seed), report
-
-def _images(folder:Optional[Path], labels_per_class:Optional[int], seed:int, most_bad:float, label_column:Optional[str]): # the task
-    "Your images, or `digits`."
-    from finetune_nb import data
-    if folder is None: return data.digits(20 if labels_per_class is None else labels_per_class, seed)
-    _say(report := _checked(folder, "image", None, label_column, most_bad))
-    return data.task_of(report, labels_per_class, seed=seed)
-
 # %% ../nbs/20_command_line.ipynb #4f242c41
 @app.command()
-def text(context:typer.Context,
-         source:Annotated[Optional[str], typer.Argument(help="Your texts: CSV, TSV, JSONL, Parquet, a folder of these or of .txt files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]",
-                                                        show_default=False)]=None,
-         backbone:_option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, or a folder.")="minilm",
-         text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None,
-         labels_per_class:_option(Optional[int], "Training texts of each class. [default: 20 of each topic; all of yours]", min=1)=None,
-         freeze_depth:_Depth=None, epochs:_Epochs=12, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
-         patience:_Patience=None, cache:_Cache=True, cache_folder:_CacheFolder=None, precision:_Precision="auto", checkpoint:_Checkpoint=None, resume:_Resume=False,
-         pooling:_option(str, "`mean` over the tokens, or `pooler`.")="mean",
-         seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
-    """Fine-tune a BERT on texts: your own, or `topics`, which asks what a function is about by the first sentence of its docstring.
+@with_groups
+def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a folder of these or of .txt files by "
+                         "class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
+         backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
+                         "or a folder.")="minilm",
+         pooling:option(str, "`mean` over the tokens, or `pooler`.")="mean",
+         table:TextTable=TextTable(), # where the texts are
+         labels:Labels=Labels(), # what is to be learnt
+         learning:Learning=Learning(epochs=12), # how
+         keeping:Keeping=Keeping(), # and what becomes of it
+        ):
+    """Fine-tune a BERT on texts: your own, or `topics`, which asks what a function is about by its docstring.
 
     The head alone, then more blocks: `finetune-nb text --freeze-depth 7`, then `--freeze-depth 5`.
 
     Fewer labels, with the n-gram baseline beside it: `finetune-nb text --labels-per-class 5 --baseline`.
 
-    Your table, and a model that Transformers loads: `finetune-nb text reviews.csv --pooling pooler --out reviews_model`.
+    Your table, and a model that Transformers loads: `finetune-nb text reviews.csv --pooling pooler --out mine`.
     """
-    from finetune_nb import text
-    _new_folder(context, out, overwrite)
-    task, report = _texts(source, labels_per_class, seed, most_bad, text_column, label_column, encoding)
-    model = text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed)
-    if report is not None: _say(report.measure_texts(model))
-    trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                         head_learning_rate=head_learning_rate, patience=patience, seed=seed, cache=cache and (cache_folder or True), precision=precision, checkpoint=checkpoint, resume=resume)
-    _finish(task, model, trained, dict(pooling=pooling), baseline, out, as_json)
+    from finetune_nb import data, text
+    with keeping.reserved():
+        task, report = examples(source, "text", data.topics, learning, labels, table)
+        model = text.classifier(backbone, task, pooling=pooling, seed=learning.seed)
+        train(task, report, model, learning, keeping, pooling=pooling)
 
 # %% ../nbs/20_command_line.ipynb #c10fdca3
 @app.command()
-def image(context:typer.Context,
-          folder:Annotated[Optional[Path], typer.Argument(help="Your images: a folder for each class, or `train`, `val` and `test` above these, or a dataset of Hugging Face that was saved to disk. [default: real handwritten digits]",
-                                                          show_default=False)]=None,
-          backbone:_option(str, "`resnet18-fractal` (embedded), `resnet18` … `resnet152` with ImageNet weights, or a file of weights.")="resnet18-fractal",
-          label_column:_option(Optional[str], "Of your dataset. [default: if it is clear]")=None,
-          labels_per_class:_option(Optional[int], "Training images of each class. [default: 20 digits; all of a folder]", min=1)=None,
-          image_size:_option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. [default: what the backbone was made for]")=None,
-          freeze_depth:_Depth=None, epochs:_Epochs=10, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None, patience:_Patience=None,
-          cache:_Cache=True, cache_folder:_CacheFolder=None, precision:_Precision="auto", checkpoint:_Checkpoint=None, resume:_Resume=False,
-          augment:_option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
-          flip:_option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for anything written.", "--flip")=False,
-          seed:_Seed=0, baseline:_Baseline=False, most_bad:_MostBad=0.05, out:_Out=None, overwrite:_Overwrite=False, as_json:_Json=False):
+@with_groups
+def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
+                          "these, or a saved dataset of Hugging Face. [default: real handwritten digits]")=None,
+          backbone:option(str, "`resnet18-fractal` (embedded), `resnet18` … `resnet152`, `vit_b_16` and others with "
+                          "ImageNet weights, or a file of weights.")="resnet18-fractal",
+          image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
+                            "[default: what the backbone was made for]")=None,
+          augment:option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
+          flip:option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for "
+                      "anything written.", "--flip")=False,
+          labels:Labels=Labels(), learning:Learning=Learning(), keeping:Keeping=Keeping()):
     """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting.
 
     The head alone, then more blocks: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
 
     Your photographs, mirrored and moved in training: `finetune-nb image pets/ --flip --out pets_model`.
 
-    Ten labels of each class, larger, with the weights of ImageNet: `finetune-nb image pets/ --labels-per-class 10 --image-size 128 --backbone resnet50`.
+    Ten of each class, larger: `finetune-nb image pets/ --labels-per-class 10 --image-size 128 --backbone resnet50`.
     """
-    from finetune_nb import vision
-    _new_folder(context, out, overwrite)
-    task = _images(folder, labels_per_class, seed, most_bad, label_column)
-    augment = augment or flip
-    model = vision.classifier(backbone, task.num_classes, image_size, vision.augmentation(flip=flip) if augment else None, seed=seed)
-    trained = _fine_tune(task, model, backbone, freeze_depth, out, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                         head_learning_rate=head_learning_rate, patience=patience, seed=seed, cache=cache and (cache_folder or True), precision=precision, checkpoint=checkpoint, resume=resume)
-    _finish(task, model, trained, dict(image_size=model.preprocessing.image_size, augment=augment, flip=flip), baseline, out, as_json)
+    from finetune_nb import data, vision
+    with keeping.reserved():
+        task, report = examples(folder, "image", data.digits, learning, labels)
+        moved = vision.augmentation(flip=flip) if augment or flip else None
+        model = vision.classifier(backbone, task, image_size, moved, seed=learning.seed)
+        train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
+              augment=augment or flip, flip=flip)
 
 # %% ../nbs/20_command_line.ipynb #63d98ed8
-def _compare(task, model, backbone:str, **settings) -> tuple[dict[str, float], dict]:
-    "Test accuracy of the new head untrained, a classical baseline, the head alone and fine-tuning, and the histories of the last two."
-    from copy import deepcopy
-    from finetune_nb import data
-    from finetune_nb.freezing import blocks
-    from finetune_nb.training import evaluate
-    _say("1  untrained: the pretrained network with a new head")
-    accuracies, histories = {"untrained": evaluate(model, task.test).accuracy}, {}
-    _say(f"\n2  a classical baseline, tuned: {'pixels and a support vector machine' if task.kind == 'image' else 'n-grams and logistic regression'}")
-    accuracies["classical baseline, tuned"] = data.baseline(task).accuracy
-    for name, depth in (("head only", len(blocks(model)) - 1), ("fine-tuned", None)):
-        _say(f"\n{len(accuracies) + 1}  {name}")
-        result, histories[name], _ = _fine_tune(task, deepcopy(model), backbone, depth, **settings)
-        if result["stopped"] == "interrupted": raise KeyboardInterrupt
-        accuracies[name] = result["accuracy"]
-    return accuracies, histories
-
-def _figure(task, backbone:str, accuracies:dict[str, float], histories:dict):
-    "The four accuracies, and validation accuracy against epochs."
-    from finetune_nb.gradient import COLOURS, Picture
-    figure = Picture(figsize=(9, 3), layout="constrained", facecolor="white")
-    bars, curves = figure.subplots(1, 2)
-    colours = dict(zip(accuracies, ("#999999", "#555555", *COLOURS[1::-1])))
-    bars.bar_label(bars.barh(list(accuracies), list(accuracies.values()), color=colours.values()), fmt="{:.0%}", padding=3)
-    bars.set(xlim=(0, 1.12), xlabel=f"accuracy on {len(task.test)} test examples")
-    bars.invert_yaxis()
-    for (name, history), marker in zip(histories.items(), "so"): curves.plot(history.table().validation_accuracy, color=colours[name], marker=marker, ms=3, label=name)
-    curves.set(xlabel="epoch", ylabel="validation accuracy")
-    curves.legend()
-    best = max(accuracies, key=accuracies.get)
-    figure.suptitle(f"{task.name} with {backbone}, {task.made['labels_per_class']} labels per class: {best} is best, {accuracies[best]:.0%}")
-    return figure
+_EXAMPLES = [("BERT on real sentences: what is this function about?", "text", "topics", "minilm", 12),
+             ("A ResNet on real handwriting: which digit is it?", "vision", "digits", "resnet18-fractal", 10)]
 
 @app.command()
-def run(seed:_Seed=0,
-        out:_option(Path, "Where the two figures go; those of an earlier run are replaced.")=Path("finetune_nb_run")):
-    "Fine-tune the book's two examples, text and images: untrained, frozen and fine-tuned, beside a classical baseline. Two figures are saved."
-    from finetune_nb import data, text, vision
+def run(seed:option(int, "Which examples are labelled, the head's first weights, the order of training.", min=0)=0,
+        out:option(Path, "Where the two figures go; those of an earlier run are replaced.",
+                   parser=home, metavar="<path>")=Path("finetune_nb_run")):
+    """Fine-tune the book's two examples, text and images, and save a figure of each.
+
+    Untrained, frozen and fine-tuned, beside a classical baseline.
+    """
+    import finetune_nb
+    from finetune_nb import data
+    from finetune_nb.engine.sweeps import as_score
     out.mkdir(parents=True, exist_ok=True)
-    columns = []
-    for title, module, make_task, backbone, epochs in (("BERT on real sentences: what is this function about?", text, data.topics, "minilm", 12),
-                                                       ("A ResNet on real handwriting: which digit is it?", vision, data.digits, "resnet18-fractal", 10)):
-        _say(f"\n{title}\n")
-        task = make_task(labels_per_class=20, seed=seed)
-        accuracies, histories = _compare(task, module.classifier(backbone, task.num_classes, seed=seed), backbone, seed=seed, epochs=epochs)
-        _figure(task, backbone, accuracies, histories).savefig(out/f"{task.name}.png", dpi=150)
-        columns += [[f"{task.name}, {backbone}", *(f"{a:.1%}" for a in accuracies.values())],
-                    ["seconds", *(f"{histories[name].seconds:.0f}" if name in histories else "" for name in accuracies)]]
-    print(f"\nAccuracy on test examples, after training on 20 of each class\n\n{_table(list(zip(['', *accuracies], *columns)))}\n\n"
-          f"Figures: {out/'topics.png'}, {out/'digits.png'}\nNext: make lab")
+    told, figures = [], {}
+    for title, room, example, backbone, epochs in _EXAMPLES:
+        say(f"\n{title}\n")
+        task = getattr(data, example)(labels_per_class=20, seed=seed)
+        model = getattr(finetune_nb, room).classifier(backbone, task, seed=seed)
+        scores, histories = compare(task, model, seed=seed, epochs=epochs)
+        figures[out/f"{task.name}.png"] = draw_comparison(task, backbone, scores, histories)
+        name, seconds = histories["fine-tuned"].score, {way: history.seconds for way, history in histories.items()}
+        told += [[f"{task.name}, {backbone}", *(as_score(name, score) for score in scores.values())],
+                 ["seconds", *(f"{seconds[way]:.0f}" if way in seconds else "" for way in scores)]]
+    print("\nAccuracy on test examples, after training on 20 of each class\n")
+    print(columns(list(zip(["", *scores], *told))))
+    for file, figure in figures.items(): figure.savefig(file, dpi=150)
+    print(f"\nFigures: {', '.join(map(str, figures))}\nNext: make lab")
 
 # %% ../nbs/20_command_line.ipynb #a24c707d
 _depth = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(_depth, name="depth", help="Try freeze depths, and recommend one: `depth image`, `depth text`.")
 
-_Seeds = _option(int, "Runs of each depth, from other first weights of the head, in another order.", min=1)
-_Strategy = _option(str, "`halving`: one seed closes in on the best depths, the others repeat the promising ones. `all`: every seed for each.")
-_Budget = _option(Optional[int], "Passes over the training examples, of a run. [default: 5 to 20, the fewer examples the more]", min=1)
-_Compare = _option(bool, "Also do every seed for every depth one by one, with nothing shared, and compare the time.", "--compare")
-_Save = _option(Optional[Path], "Write the sweep here as JSON, and its figure beside it as PNG.")
-
-def _sweep(make_model, task, backbone:str, compare:bool, save:Optional[Path], as_json:bool, cache:Optional[Path], strategy:str, **settings):
-    "Try, compare, keep and print."
-    from finetune_nb import depth
-    if save is not None and save.suffix != ".json": raise ValueError(f"--save must name a file that ends in .json, got {str(save)!r}.")
-    _say(task)
-    settings = {name: value for name, value in settings.items() if value is not None}
-    try:
-        swept, compared = depth.sweep(make_model, task, strategy=strategy, cache=cache, name=backbone, **settings), {}
-        if compare:
-            seconds, accuracies = depth.one_by_one(make_model, task, **settings)
-            compared = dict(seconds=round(swept.seconds, 1), seconds_one_by_one=round(seconds, 1), ratio=round(swept.seconds / seconds, 3), accuracy_one_by_one=accuracies)
-    except KeyboardInterrupt:
-        _say("Interrupted before the sweep was done, so there is no result.")
-        raise typer.Exit(130)
-    if save is not None:
-        swept.save(save)
-        swept.plot().savefig(save.with_suffix(".png"), dpi=120)
-    if as_json: return print(json.dumps(json.loads(swept.to_json()) | (dict(compare=compared) if compare else {}), allow_nan=False))
-    recommended = swept.recommend()
-    print(_table([("depth", "learns from", "seeds", "validation", "test", "seconds a run"),
-                  *((f"{depth}{' *' * (depth == recommended.depth)}", row.block, str(row.seeds), f"{row.validation_accuracy:.1%}", f"{row.accuracy:.1%}", f"{row.seconds:.1f}") for depth, row in swept.summary().iterrows())]))
-    print(f"\n* {recommended}\n{swept.seconds:.0f} s" + (f"; one by one, every seed for every depth, {compared['seconds_one_by_one']:.0f} s: {compared['ratio']:.0%} of the time" if compare else ""))
-
 @_depth.command("image")
-def depth_image(folder:Annotated[Optional[Path], typer.Argument(help="Your images, as for `image`. [default: real handwritten digits]", show_default=False)]=None,
-                backbone:_option(str, "As for `image`.")="resnet18-fractal",
-                label_column:_option(Optional[str], "Of your dataset. [default: if it is clear]")=None,
-                labels_per_class:_option(Optional[int], "Training images of each class. [default: 20 digits; all of a folder]", min=1)=None,
-                image_size:_option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. [default: what the backbone was made for]")=None,
-                seeds:_Seeds=3, strategy:_Strategy="halving", epochs:_Budget=None, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
-                cache_folder:_CacheFolder=None, precision:_Precision="auto", seed:_Seed=0, most_bad:_MostBad=0.05, compare:_Compare=False, save:_Save=None, as_json:_Json=False):
+@with_groups
+def depth_image(folder:argument(Optional[Path], "Your images, as for `image`. [default: real handwritten digits]")=None,
+                backbone:option(str, "As for `image`.")="resnet18-fractal",
+                image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
+                                  "[default: what the backbone was made for]")=None,
+                labels:Labels=Labels(), sweeping:Sweeping=Sweeping()):
     """Which freeze depth is right for these images?
 
-    On `digits`: `finetune-nb depth image`. On your own, with the figure: `finetune-nb depth image pets/ --save pets_depth.json`.
+    On `digits`: `finetune-nb depth image`. On your own: `finetune-nb depth image pets/ --save pets_depth.json`.
 
     How much faster than one run after another? `finetune-nb depth image --compare`.
     """
-    from finetune_nb import vision
-    task = _images(folder, labels_per_class, seed, most_bad, label_column)
-    _sweep(lambda seed: vision.classifier(backbone, task.num_classes, image_size, seed=seed), task, backbone, compare, save, as_json, cache_folder, strategy,
-           seeds=range(seed, seed + seeds), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, precision=precision)
+    from finetune_nb import data, vision
+    task, report = examples(folder, "image", data.digits, sweeping, labels)
+    sweep(task, report, lambda seed: vision.classifier(backbone, task, image_size, seed=seed), backbone, sweeping)
 
+# %% ../nbs/20_command_line.ipynb #5f0c3a12
 @_depth.command("text")
-def depth_text(source:Annotated[Optional[str], typer.Argument(help="Your texts, as for `text`. [default: real sentences, `topics`]", show_default=False)]=None,
-               backbone:_option(str, "As for `text`.")="minilm", text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None,
-               labels_per_class:_option(Optional[int], "Training texts of each class. [default: 20 of each topic; all of yours]", min=1)=None,
-               pooling:_option(str, "`mean` over the tokens, or `pooler`.")="mean",
-               seeds:_Seeds=3, strategy:_Strategy="halving", epochs:_Budget=None, batch_size:_BatchSize=16, learning_rate:_Rate=None, head_learning_rate:_HeadRate=None,
-               cache_folder:_CacheFolder=None, precision:_Precision="auto", seed:_Seed=0, most_bad:_MostBad=0.05, compare:_Compare=False, save:_Save=None, as_json:_Json=False):
+@with_groups
+def depth_text(source:argument(Optional[str], "Your texts, as for `text`. [default: real sentences, `topics`]")=None,
+               backbone:option(str, "As for `text`.")="minilm",
+               pooling:option(str, "`mean` over the tokens, or `pooler`.")="mean",
+               table:TextTable=TextTable(), labels:Labels=Labels(), sweeping:Sweeping=Sweeping()):
     """Which freeze depth is right for these texts?
 
-    On `topics`: `finetune-nb depth text --labels-per-class 100`. On your own: `finetune-nb depth text reviews.csv --save reviews_depth.json`.
+    On `topics`: `finetune-nb depth text --labels-per-class 100`. On your own, with the figure:
+    `finetune-nb depth text reviews.csv --save reviews_depth.json`.
     """
-    from finetune_nb import text
-    task, report = _texts(source, labels_per_class, seed, most_bad, text_column, label_column, encoding)
-    if report is not None: _say(report.measure_texts(text.classifier(backbone, task.num_classes)))
-    _sweep(lambda seed: text.classifier(backbone, task.num_classes, pooling=pooling, seed=seed), task, backbone, compare, save, as_json, cache_folder, strategy,
-           seeds=range(seed, seed + seeds), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, head_learning_rate=head_learning_rate, precision=precision)
+    from finetune_nb import data, text
+    task, report = examples(source, "text", data.topics, sweeping, labels, table)
+    def make(seed): return text.classifier(backbone, task, pooling=pooling, seed=seed)
+    sweep(task, report, make, backbone, sweeping)
+
+# %% ../nbs/20_command_line.ipynb #5f0c3a13
+def _recipe(out:Path, file:Optional[Path], resume:bool, told:dict): # a `Recipe`
+    "The one to go on with, one from a file, or the usual one; with what was told besides."
+    from dataclasses import replace
+    from finetune_nb.pretraining import Pretraining, Recipe
+    if resume and (out/"checkpoint.safetensors").exists(): recipe = Pretraining.load(out).recipe
+    else: recipe = Recipe() if file is None else Recipe.from_json(file.read_text(encoding="utf-8"))
+    return replace(recipe, **{name: value for name, value in told.items() if value is not None})
+
+def _pretrained_rows(done) -> list[tuple[str, str]]: # of a `Pretraining`, for `columns`
+    return [("images seen", f"{done.images_seen:,}"),
+            ("top class is one of the image's", f"{done.final_accuracy:.1%}"),
+            ("seconds", f"{done.seconds:.0f}"), ("precision", done.precision)]
 
 # %% ../nbs/20_command_line.ipynb #81edcebf
 @app.command()
-def pretrain(out:Annotated[Path, typer.Argument(help="A folder for the checkpoint and the loss curve.", show_default=False)],
-             recipe:_option(Optional[Path], "A JSON file with fields of `finetune_nb.pretraining.Recipe`. [default: the recipe's own defaults]")=None,
-             images:_option(Optional[int], "To train on, each drawn once. [default: 2,000,000]", min=1)=None,
-             classes:_option(Optional[int], "Fractals to tell apart. [default: 1,200]", min=2)=None,
-             seed:_option(Optional[int], "Of fractals, images and first weights. [default: 0]", min=0)=None,
-             steps:_option(Optional[int], "Stop after this step, and go on later. [default: all]", min=1)=None,
-             resume:_option(bool, "Go on from the checkpoint in the folder, with its recipe.", "--resume")=False,
-             ship:_option(Optional[Path], "Write the backbone here, in half precision, for `--backbone`: `….safetensors`.")=None,
-             as_json:_Json=False):
+def pretrain(out:argument(Path, "A folder for the checkpoint and the loss curve."),
+             recipe:place("A JSON file, of fields of `finetune_nb.pretraining.Recipe`. [default: its own]")=None,
+             images:option(Optional[int], "To train on, each drawn once. [default: 2,000,000]", min=1)=None,
+             classes:option(Optional[int], "Fractals to tell apart. [default: 1,200]", min=2)=None,
+             seed:option(Optional[int], "Of fractals, images and first weights. [default: 0]", min=0)=None,
+             steps:option(Optional[int], "Stop after this step, and go on later. [default: all]", min=1)=None,
+             resume:option(bool, "Go on from the checkpoint in the folder, with its recipe.", "--resume")=False,
+             ship:place("Write the backbone here, in half precision, for `--backbone`: `….safetensors`.")=None,
+             as_json:option(bool, "Print the result as one line of JSON.", "--json")=False):
     """Pretrain a ResNet-18 on fractals.
 
-    A small one in a minute or two: `finetune-nb pretrain runs/small --images 20000 --classes 50 --ship small.safetensors`.
+    A small one in minutes: `finetune-nb pretrain runs/small --images 20000 --classes 50 --ship small.safetensors`.
 
     Then use it: `finetune-nb image --backbone small.safetensors`.
     """
-    from dataclasses import replace
     from finetune_nb import pretraining
-    if resume and (out/"checkpoint.safetensors").exists(): chosen = pretraining.Pretraining.load(out).recipe
-    else: chosen = pretraining.Recipe() if recipe is None else pretraining.Recipe.from_json(recipe.read_text(encoding="utf-8"))
-    chosen = replace(chosen, **{name: value for name, value in dict(images=images, classes=classes, seed=seed).items() if value is not None})
-    if ship is not None and ship.suffix != ".safetensors": raise ValueError(f"--ship must name a file that ends in .safetensors, got {str(ship)!r}.")
-    _say(chosen.to_json())
+    out, chosen = home(out), _recipe(home(out), recipe, resume, dict(images=images, classes=classes, seed=seed))
+    require_ending("--ship", ship, ".safetensors")
+    say(chosen.to_json())
     try: done = pretraining.pretrain(chosen, out, resume, steps)
     except KeyboardInterrupt:
-        _say(f"Interrupted. What was learnt up to the last checkpoint is in {out}: go on with --resume.")
+        say(f"Interrupted. What was learnt up to the last checkpoint is in {out}: go on with --resume.")
         raise typer.Exit(130)
-    _say(done)
+    say(done)
+    result = dict(images_seen=done.images_seen, steps=done.step, accuracy=done.final_accuracy, loss=done.loss[-1],
+                  seconds=round(done.seconds, 1), precision=done.precision, hardware=done.hardware)
+    print(in_json(result) if as_json else columns(_pretrained_rows(done)))
     if ship is not None: pretraining.ship(out, ship)
-    result = dict(images_seen=done.images_seen, steps=done.step, accuracy=done.final_accuracy, loss=done.loss[-1], seconds=round(done.seconds, 1), precision=done.precision, hardware=done.hardware)
-    if as_json: print(json.dumps(result))
-    else: print(_table([("images seen", f"{done.images_seen:,}"), ("top class is one of the image's", f"{done.final_accuracy:.1%}"), ("seconds", f"{done.seconds:.0f}"), ("precision", done.precision)]))
 
 # %% ../nbs/20_command_line.ipynb #6c06dbca
 @app.command()
-def check(path:Annotated[str, typer.Argument(help="Images by class, a table of texts, .txt files by class, or a dataset of Hugging Face.", show_default=False)],
-          kind:_option(Optional[str], "`image` or `text`. [default: as it looks]")=None, text_column:_TextColumn=None, label_column:_LabelColumn=None, encoding:_Encoding=None, most_bad:_MostBad=0.05,
-          thorough:_option(bool, "Decode every image, however many there are. [default: up to 10,000]", "--thorough")=False,
-          backbone:_option(str, "Whose limit texts are measured by.")="minilm", as_json:_Json=False):
-    """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long? Nothing is changed.
+@with_groups
+def check(path:argument(str, "Images by class, a table of texts, .txt files by class, or a dataset of Hugging Face."),
+          kind:option(Optional[str], "`image` or `text`. [default: as it looks]")=None,
+          table:TextTable=TextTable(), labels:Labels=Labels(),
+          thorough:option(bool, "Decode every image, however many there are. [default: up to 10,000]",
+                          "--thorough")=False,
+          backbone:option(str, "Whose limit texts are measured by.")="minilm",
+          as_json:option(bool, "Print the report as one line of JSON.", "--json")=False):
+    """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long?
 
-    `finetune-nb check pets/`, or `finetune-nb check reviews.csv --text-column review --label-column stars`. The exit code is 1 if a training would stop.
+    Nothing is changed. `finetune-nb check pets/`, or
+    `finetune-nb check reviews.csv --text-column review --label-column stars`.
+    The exit code is 1 if a training would stop.
     """
     from finetune_nb import preflight
-    report = preflight.check(path, kind, text_column, label_column, most_bad, thorough or None, encoding=encoding)
-    if report.kind == "text" and report.inputs:
+    report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
+                             encoding=table.encoding, objective=labels.objective)
+    def reader():
         from finetune_nb import text
-        report.measure_texts(text.classifier(backbone, 2))
+        return text.classifier(backbone, 2)
+    report.measure(reader)
     print(json.dumps(report.summary()) if as_json else report)
     if not report.ok: raise typer.Exit(1)
 
-def _inputs(kind:str, files:list[str], text_column:Optional[str], encoding:Optional[str]) -> list:
-    "What there is to predict: lines of standard input, texts of tables and files, images of files and folders."
-    from finetune_nb import preflight
-    if kind == "text" and files in ([], ["-"]): return [line for line in map(str.strip, sys.stdin) if line]
-    if not files: raise ValueError("There is nothing to predict: give image files, or folders of them.")
-    return [found for file in files for found in preflight.inputs_in(Path(file), kind, text_column, encoding)]
+# %% ../nbs/20_command_line.ipynb #5f0c3a15
+def _inputs(kind, files:list[str], table:TextTable) -> list: # of a kind of inputs, as `kind_of` gives it
+    "What there is to predict: what lines of standard input say, or files and folders."
+    from finetune_nb.preflight import inputs_in
+    if files in ([], ["-"]): return kind.of_lines(sys.stdin)
+    return [found for file in files for found in inputs_in(Path(file), kind.name, table.text_column, table.encoding)]
 
+def _as_csv(answers) -> str: # of a table
+    "Lists are joined."
+    def cell(value): return "; ".join(map(str, value)) if isinstance(value, list) else value
+    return answers.apply(lambda column: column.map(cell)).to_csv(index=False).strip()
+
+def _require_all(answers): # a table
+    "Name what could not be read, and end with exit code 1."
+    if "error" not in answers: return
+    broken = answers.dropna(subset="error")
+    say(f"finetune-nb: {len(broken)} of {len(answers)} could not be read.",
+        *(f"{row.input}: {row.error}" for row in broken.itertuples()), sep="\n")
+    raise typer.Exit(1)
+
+# %% ../nbs/20_command_line.ipynb #5f0c3a16
 @app.command()
-def predict(model:Annotated[Path, typer.Argument(help="A folder that `--out` has written.", show_default=False)],
-            files:Annotated[Optional[list[str]], typer.Argument(help="Images, folders of them; tables, .txt files. [default: standard input, a text a line]", show_default=False)]=None,
-            top:_option(int, "Classes to name for each, the likeliest first.", min=1)=1, batch_size:_option(int, "Examples at a time; changes the speed only.", min=1)=64,
-            text_column:_TextColumn=None, encoding:_Encoding=None, as_json:_option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
-    """Say which class images or texts are: CSV on standard output. What cannot be read has no class but an `error`, and then the exit code is 1.
+@with_groups
+def predict(model:argument(Path, "A folder that `--out` has written."),
+            files:argument(Optional[list[str]], "Images, folders of them; tables, .txt files. "
+                           "[default: standard input, a text a line]")=None,
+            top:option(int, "Classes to name for each, the likeliest first.", min=1)=1,
+            batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
+            table:TextTable=TextTable(),
+            as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
+    """What are images or texts? CSV on standard output.
 
-    `finetune-nb predict pets_model cat.jpg holiday/ --top 3`, or `echo "well made" | finetune-nb predict reviews_model --json`.
+    What cannot be read has no answer but an `error`, and then the exit code is 1.
+
+    `finetune-nb predict pets_model cat.jpg holiday/ --top 3`, or
+    `echo "well made" | finetune-nb predict reviews_model --json`.
     """
     from finetune_nb import saving
+    from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
-    answers = saved.predict(_inputs(saved.about["kind"], files or [], text_column, encoding), top, batch_size)
-    print(answers.to_json(orient="records", lines=True, force_ascii=False).strip() if as_json else answers.to_csv(index=False).strip())
-    if "error" in answers:
-        broken = answers.dropna(subset="error")
-        _say(f"finetune-nb: {len(broken)} of {len(answers)} could not be read.", *(f"{row.input}: {row.error}" for row in broken.itertuples()), sep="\n")
-        raise typer.Exit(1)
+    answers = saved.predict(_inputs(kind_of(saved.model.kind), files or [], table), top, batch_size)
+    as_lines = dict(orient="records", lines=True, force_ascii=False)
+    print(answers.to_json(**as_lines).strip() if as_json else _as_csv(answers))
+    _require_all(answers)
 
+# %% ../nbs/20_command_line.ipynb #5f0c3a17
 @app.command()
-def export(model:Annotated[Path, typer.Argument(help="A folder that `--out` has written.", show_default=False)],
-           onnx:_option(bool, "As ONNX, the format that most other programs run.", "--onnx")=False,
-           file:_option(Optional[Path], "Where. [default: `model.onnx` in the folder]")=None):
+def export(model:argument(Path, "A folder that `--out` has written."),
+           onnx:option(bool, "As ONNX, the format that most other programs run.", "--onnx")=False,
+           file:place("Where. [default: `model.onnx` in the folder]")=None):
     """Write a saved model for other programs, and see to it that they agree with it.
 
     `finetune-nb export pets_model --onnx`; needs `pip install 'finetune-nb[export]'`.
     """
     from finetune_nb import saving
-    if not onnx: raise ValueError("Say --onnx: it is the only format to export to. The folder's model.safetensors loads into torchvision or Transformers as it is; its README.md says how.")
+    if not onnx:
+        raise ValueError("Say --onnx: it is the only format to export to. The folder's model.safetensors loads into "
+                         "torchvision or Transformers as it is; its README.md says how.")
     print(saving.export_onnx(model, file))
 
 # %% ../nbs/20_command_line.ipynb #c0d97b78
@@ -395,5 +283,5 @@ def main():
     "The command `finetune-nb`: an error that we foresaw is one sentence, not a traceback."
     try: app()
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        _say(f"finetune-nb: {error}")
+        say(f"finetune-nb: {error}")
         sys.exit(1)

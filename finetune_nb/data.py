@@ -27,7 +27,8 @@ from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_
 from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.splits import are_cut, by_group, complete, draw_few, fill
-from .preflight import Report, check, open_image
+from .engine.pictures import open_image
+from .preflight import Report, check
 
 # %% ../nbs/01b_data.ipynb #8319dd31
 def _as_targets(values):
@@ -286,16 +287,17 @@ def image_folder(path, # a folder with a folder for each class, or with `train`,
 
 def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val` and `test` tables, or of .txt by class
                text_column:str|None=None, # None: if it is clear
-               label_column:str|None=None, # None: if it is clear
+               label_column:str|list[str]|None=None, # or several; None: if it is clear
                labels_per_class:int|None=None, # training texts of each class; None: all that are there
                validation:float=0.2, # share of the texts to choose by, where no column `split` and no file says which
                test:float=0.2, # share of the texts to be judged on, likewise; both above 0, below 1
                seed:int=0, # same seed, same split
                most_bad:float=0.05, # the share of rows that may be skipped, 0 to 1
                encoding:str|None=None, # of the letters, as in "cp1252"; None: UTF-8, else guessed, and noted
+               objective:str|None=None, # "classification", "multi_label", "regression", "several"; None: as it looks
               )->Task: # a text task
     "Your own texts, one row, or one file, each."
-    report = check(path, "text", text_column, label_column, most_bad, encoding=encoding)
+    report = check(path, "text", text_column, label_column, most_bad, encoding=encoding, objective=objective)
     return task_of(report, labels_per_class, validation, test, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d04

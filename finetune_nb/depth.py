@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .data import Task
 from .engine.runs import Runs, backbone_fingerprint, kept_for_backward, training_memory
 from .engine.sweeps import Record, as_score, counted, draw_sweep
-from .freezing import FreezeSummary, _set_frozen, _summary, blocks, freeze
+from .freezing import FreezeSummary, set_frozen, summarise, blocks, freeze
 from .gradient import Picture
 from .training import evaluate, fit
 
@@ -252,7 +252,7 @@ def train_only(model:nn.Module, # any supported model
     found = freeze(model, 0) and blocks(model)
     known = [own.name for own in found]
     if block not in known: raise ValueError(f"There is no block {block!r}: the model has {', '.join(known)}.")
-    for part in found[:-1]: _set_frozen(part, part.name != block, model.training)
-    summary = _summary(found, known.index(block))
+    for part in found[:-1]: set_frozen(part, part.name != block, model.training)
+    summary = summarise(found, known.index(block))
     summary.rows = [row._replace(frozen=row.block not in (block, known[-1])) for row in summary.rows]
     return summary

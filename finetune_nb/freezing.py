@@ -356,7 +356,3 @@ def blocks_with_head(backbone:nn.Module, # any model that `blocks` knows
     *body, last = blocks(backbone)
     if last.name != "head": body, last = [*body, last], Block("head", [])
     return [*body, Block("head", [*last.modules, *head], last.tensors)]
-
-# %% ../nbs/04_frozen_layers.ipynb #e3e744df
-_stay_in_eval, _set_frozen, _summary = stay_in_eval, set_frozen, summarise
-_check_depth, _short = check_depth, short_number

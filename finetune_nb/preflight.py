@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .engine.findings import Finding, Notes, PART_OF, Unreadable
+from .engine.findings import Finding, Notes, Unreadable
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
 from .engine.reports import ReportBase
@@ -212,5 +212,3 @@ def inputs_in(path:Path, # a file or a folder
     encoding = known_encoding(encoding)
     if not path.exists(): raise FileNotFoundError(f"There is no file and no folder {str(path)!r}.")
     return kind_of(kind).inputs_in(path, text_column, encoding)
-
-_upright_rgb, _part_of = upright_rgb, PART_OF # by the names that they had here

@@ -20,7 +20,7 @@ from .data import open_image
 from .engine.families import Backbone, open_backbone
 from .engine.image_models import ImageModel
 from .freezing import Block, blocks
-from .preflight import StoredImage, _upright_rgb
+from .engine.pictures import StoredImage, upright_rgb
 
 # %% ../nbs/06_resnet.ipynb #730ea1f1
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Preprocessing:
 def _as_tensor(image):
     "A file, a PIL image or a tensor as `uint8[C, H, W]`: a tensor is resized in a fifth of the time that Pillow takes."
     if isinstance(image, str | Path | StoredImage): return TF.pil_to_tensor(open_image(image))
-    if isinstance(image, Image.Image): return TF.pil_to_tensor(_upright_rgb(image))
+    if isinstance(image, Image.Image): return TF.pil_to_tensor(upright_rgb(image))
     is_tensor = torch.is_tensor(image)
     if is_tensor and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3): return image
     found = f"{image.dtype} of shape {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
@@ -129,7 +129,7 @@ def classifier(name:str, # "resnet18-fractal", "resnet18", "vit_b_16" …, or a 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = open_backbone(name, ImageClassifier.inputs, pretrained, image_size=image_size)
-        preprocessing = Preprocessing(**backbone.preprocessing)
+        preprocessing = Preprocessing(**backbone.preprocessing or {})
         if image_size is not None: preprocessing = preprocessing.sized(image_size)
         return ImageClassifier(backbone, num_classes, preprocessing, augment)
 

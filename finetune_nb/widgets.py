@@ -26,7 +26,7 @@ from .data import Task
 from .depth import Sweep
 from .engine.drawing import outcome, picture, twin
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
-from .gradient import _map_bounds, descend, plot_path
+from .gradient import map_bounds, descend, plot_path
 from .engine.history import has_kernel
 
 # %% ../nbs/08b_explorer.ipynb #d49ab3ff
@@ -285,7 +285,7 @@ class _Map:
                  learning_rate:float, steps:int):
         self.loss, self.names, self.steps = loss, list(names), steps
         self.start = torch.as_tensor(start, dtype=torch.float32)
-        self.bounds = _map_bounds(loss, [descend(loss, self.start, learning_rate, steps)])
+        self.bounds = map_bounds(loss, [descend(loss, self.start, learning_rate, steps)])
 
     def path(self, learning_rate:float, momentum:float, frozen:Sequence[bool]) -> Tensor:
         return descend(self.loss, self.start, learning_rate, self.steps, momentum, frozen)

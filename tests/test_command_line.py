@@ -1,50 +1,86 @@
 """The command, as a user runs it: in a process of its own, with the network off, interrupted, and given nonsense."""
-import io, json, os, re, shutil, signal, subprocess, sys, time
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from transformers import BertConfig, BertModel
 import finetune_nb
+import finetune_nb.text
 from finetune_nb import cli, data, evaluate, training, vision
+from finetune_nb.engine.checkpoints import Checkpoints
+from finetune_nb.engine.run import Run
 
 program = str(Path(sys.executable).with_name("finetune-nb"))
 text_command = ["text", "--labels-per-class", "5", "--freeze-depth", "7", "--json"]
 image_command = ["image", "--labels-per-class", "5", "--freeze-depth", "5", "--json"]
+small_images = ["--image-size", "32", "--epochs", "1", "--freeze-depth", "5", "--json"]
+pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("command, task, backbone", [(text_command, data.topics, "minilm"), (image_command, data.digits, "resnet18-fractal")], ids=["text", "image"])
+def allow_interruption():
+    "For a child process: a job in the background inherits a Ctrl-C that is ignored"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def saved_in(folder):
+    "What `result.json` says"
+    return json.loads((folder/"result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command, task, backbone", [
+    (text_command, data.topics, "minilm"), (image_command, data.digits, "resnet18-fractal")], ids=["text", "image"])
 def test_offline_from_start_to_saved_model(quiet, tmp_path, command, task, backbone):
     "No interface but loopback, and no setting that says so: the embedded backbones need none"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this system cannot take the network away from a process (unshare -rn)")
     env = {k: v for k, v in quiet.items() if k != "HF_HUB_OFFLINE"}
     out = tmp_path/"model"
-    ran = subprocess.run(["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh", program, *command, "--epochs", "2", "--baseline", "--out", str(out)],
+    alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
+    ran = subprocess.run([*alone, program, *command, "--epochs", "2", "--baseline", "--out", str(out)],
                          env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.splitlines()[-1])
-    assert {"task", "backbone", "freeze_depth", "blocks", "trainable_parameters", "total_parameters", "epochs", "seconds", "train_loss", "validation_accuracy", "accuracy",
-            "macro_f1", "num_test", "seed", "labels_per_class", "stopped", "baseline_accuracy"} <= result.keys()
+    assert {"task", "objective", "backbone", "freeze_depth", "blocks", "trainable_parameters", "total_parameters",
+            "epochs", "seconds", "train_loss", "validation_accuracy", "accuracy", "macro_f1", "loss", "num_test",
+            "seed", "labels_per_class", "stopped", "baseline_accuracy", "baseline_macro_f1"} <= result.keys()
     task = task(5)
-    assert (result["task"], result["backbone"], result["epochs"], result["labels_per_class"]) == (task.name, backbone, 2, 5)
+    names = "task", "objective", "backbone", "epochs", "labels_per_class"
+    assert [result[name] for name in names] == [task.name, "classification", backbone, 2, 5]
     assert result["freeze_depth"] == len(result["blocks"]) - 1 and result["blocks"][-1] == "head"
-    assert result["num_test"] >= 1000 and result["train_loss"][1] < result["train_loss"][0] and 0.1 < result["accuracy"] < 1
+    assert result["num_test"] >= 1000 and result["train_loss"][1] < result["train_loss"][0]
+    assert 0.1 < result["accuracy"] < 1
     assert len(ran.stdout.splitlines()) == 1, "standard output is for the result alone"
 
     model = finetune_nb.load(out).model
-    assert evaluate(model, task.test).accuracy == pytest.approx(result["accuracy"], abs=1e-6), "the saved weights give the reported accuracy"
-    saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
+    again = evaluate(model, task.test).accuracy
+    assert again == pytest.approx(result["accuracy"], abs=1e-6), "the saved weights give the reported accuracy"
+    saved = saved_in(out)
     assert saved["classes"] == list(task.classes) and saved["backbone"] == backbone
-    if task.kind == "image": assert saved["preprocessing"]["image_size"] == saved["image_size"] == model.preprocessing.image_size == 64
+    if task.kind == "image":
+        assert saved["preprocessing"]["image_size"] == saved["image_size"] == model.preprocessing.image_size == 64
     assert all((out/name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "confusion.png"))
-    assert saved["command"].startswith(f"finetune-nb {' '.join(command)}") and saved["command"] in (out/"README.md").read_text(encoding="utf-8")
+    assert saved["command"].startswith(f"finetune-nb {' '.join(command)}")
+    assert saved["command"] in (out/"README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
 def test_interrupted_run_keeps_its_best(quiet):
     "Ctrl-C once training is under way: the best weights so far are judged and the result is printed"
-    process = subprocess.Popen([program, *text_command, "--epochs", "500"], env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a job in the background inherits a Ctrl-C that is ignored
+    command = [program, *text_command, "--epochs", "500"]
+    process = subprocess.Popen(command, env=quiet, preexec_fn=allow_interruption, **pipes)
     seen = ""
     while "validation=" not in seen:
         seen += process.stderr.read(1)
@@ -64,7 +100,8 @@ def main(monkeypatch, *options):
 
 
 def test_interrupted_before_the_first_epoch_there_is_no_result(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("finetune_nb.training.fit", lambda *args, **settings: training.History({}, stopped="interrupted"))
+    def interrupted(*args, **settings): return training.History({}, stopped="interrupted")
+    monkeypatch.setattr("finetune_nb.training.fit", interrupted)
     assert main(monkeypatch, *image_command, "--out", tmp_path/"new") == 130
     printed = capsys.readouterr()
     assert "nothing was learnt" in printed.err and printed.out == "" and not list((tmp_path/"new").glob("*"))
@@ -81,7 +118,9 @@ def test_interrupted_before_the_first_epoch_there_is_no_result(monkeypatch, caps
     (image_command, ["--image-size", "16"], "image_size must be at least 32 pixels, got 16", 1),
     (image_command, ["--backbone", "resnet99"], "no image backbone and no file 'resnet99'", 1),
     (image_command, ["no such folder"], "There is no folder 'no such folder'", 1),
-    (image_command, ["--learning-rate", "fast"], "'--learning-rate'", 2)], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
+    (image_command, ["--class-weights", "heavy"], 'class_weights must be "balanced"', 1),
+    (image_command, ["--learning-rate", "fast"], "'--learning-rate'", 2)],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "")
 def test_nonsense_costs_one_sentence(monkeypatch, capsys, command, options, sentence, status):
     assert main(monkeypatch, *command, *options) == status
     printed = capsys.readouterr()
@@ -110,7 +149,9 @@ def photographs(tmp_path):
     rng = np.random.default_rng(0)
     for name, side in (("left", 1), ("right", -1)):
         (folder := tmp_path/"photographs"/name).mkdir(parents=True)
-        def picture(height, width): return Image.fromarray((np.linspace(230, 20, width)[None, ::side, None] + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
+        def picture(height, width):
+            light = np.linspace(230, 20, width)[None, ::side, None]
+            return Image.fromarray((light + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
         picture(40, 60).save(folder/"photo.jpg")
         picture(33, 200).convert("L").save(folder/"grey.png")
         picture(64, 48).convert("CMYK").save(folder/"print.jpg")
@@ -125,10 +166,12 @@ def photographs(tmp_path):
 
 def test_a_folder_of_pictures_of_every_kind(monkeypatch, capsys, photographs, tmp_path):
     out = tmp_path/"out"
-    assert main(monkeypatch, "image", photographs, "--image-size", "32", "--epochs", "1", "--freeze-depth", "4", "--batch-size", "4", "--flip", "--out", out, "--json", "--baseline") == 0
+    options = ["--freeze-depth", "4", "--batch-size", "4", "--flip", "--out", out, "--baseline"]
+    assert main(monkeypatch, "image", photographs, *small_images, *options) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["task"], result["num_test"], result["labels_per_class"], result["image_size"], result["flip"], result["augment"]) == ("photographs", 2, None, 32, True, True)
-    saved = json.loads((out/"result.json").read_text(encoding="utf-8"))
+    names = "task", "num_test", "labels_per_class", "image_size", "flip", "augment"
+    assert [result[name] for name in names] == ["photographs", 2, None, 32, True, True]
+    saved = saved_in(out)
     assert saved["classes"] == ["left", "right"] and saved["made"]["source"] == str(photographs)
     assert vision.classifier(str(out/"model.safetensors"), 2).preprocessing.image_size == 32
 
@@ -138,14 +181,17 @@ def test_damaged_pictures_are_named(monkeypatch, capsys, photographs):
     for damaged in photographs.rglob("left/*"): damaged.write_bytes(photo.read_bytes()[:200])
     assert main(monkeypatch, "image", photographs, "--epochs", "1") == 1
     printed = capsys.readouterr().err
-    assert re.search(r"truncated image +7 +skips +left/", printed) and re.search(r"finetune-nb: The pre-flight of '.*' stops. 7 of 14 examples", printed) and "Traceback" not in printed
+    assert re.search(r"truncated image +7 +skips +left/", printed) and "Traceback" not in printed
+    assert re.search(r"finetune-nb: The pre-flight of '.*' stops. 7 of 14 examples", printed)
 
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
     "A table of which one row is damaged"
     file = tmp_path_factory.mktemp("reviews")/"reviews.csv"
-    file.write_text("review,verdict\n" + "".join(f"it is {word} {i},{label}\n" for i in range(15) for word, label in (("fine", "good"), ("poor", "bad"))) + "what,is,this\n", encoding="utf-8")
+    pairs = ("fine", "good"), ("poor", "bad")
+    rows = [f"it is {word} {i},{label}" for i in range(15) for word, label in pairs]
+    file.write_text("\n".join(["review,verdict", *rows, "what,is,this\n"]), encoding="utf-8")
     return file
 
 
@@ -156,64 +202,78 @@ def test_from_a_table_to_a_model_that_is_used_and_exported(monkeypatch, capsys, 
     "check, text, predict and export, each by its command"
     assert main(monkeypatch, "check", reviews) == 0
     printed = capsys.readouterr().out
-    assert "reviews.csv, line 32: 3 fields, the header has 2" in printed and "Goes on with 30 of 31 examples in 2 classes" in printed
+    assert "reviews.csv, line 32: 3 fields, the header has 2" in printed
+    assert "Goes on with 30 of 31 examples in 2 classes" in printed
     out = tmp_path/"out"
     assert main(monkeypatch, "text", reviews, *head_alone, "--pooling", "pooler", "--out", out) == 0
     printed = capsys.readouterr()
     assert "row with too many fields" in printed.err, "the pre-flight comes by itself"
     result = json.loads(printed.out)
     assert (result["task"], result["num_test"], result["labels_per_class"]) == ("reviews.csv", 6, None)
-    assert json.loads((out/"result.json").read_text(encoding="utf-8"))["made"]["skipped"] == [["reviews.csv, line 32", "row with too many fields: 3 fields, the header has 2"]]
-    assert main(monkeypatch, "text", reviews, *head_alone, "--out", out) == 1 and "say --overwrite" in capsys.readouterr().err
+    reason = "row with too many fields: 3 fields, the header has 2"
+    assert saved_in(out)["made"]["skipped"] == [["reviews.csv, line 32", reason]]
+    assert main(monkeypatch, "text", reviews, *head_alone, "--out", out) == 1
+    assert "say --overwrite" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO("it is fine\n\nit is, well, poor\n"))
     assert main(monkeypatch, "predict", out, "--top", "2") == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2"] and list(table.input) == ["it is fine", "it is, well, poor"]
+    assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2"]
+    assert list(table.input) == ["it is fine", "it is, well, poor"]
     (note := tmp_path/"note.txt").write_text("all is\nfine")
     assert main(monkeypatch, "predict", out, note, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["input"] == "all is\nfine" and answer["class"] in ("good", "bad") and 0.5 <= answer["probability"] <= 1
+    assert answer["input"] == "all is\nfine" and answer["class"] in ("good", "bad")
+    assert 0.5 <= answer["probability"] <= 1
     assert main(monkeypatch, "export", out) == 1 and "Say --onnx" in capsys.readouterr().err
 
 
 def test_predicting_images_of_a_folder(monkeypatch, capsys, photographs, tmp_path):
-    assert main(monkeypatch, "image", photographs, "--image-size", "32", "--epochs", "1", "--freeze-depth", "5", "--out", tmp_path/"out", "--json") == 0
+    assert main(monkeypatch, "image", photographs, *small_images, "--out", tmp_path/"out") == 0
     capsys.readouterr()
     photo = photographs/"left"/"photo.jpg"
     assert main(monkeypatch, "predict", tmp_path/"out", photographs/"right", photo) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert len(table) == 8 and table.input.iloc[-1] == str(photo) and set(table["class"]) <= {"left", "right"}
-    assert main(monkeypatch, "predict", tmp_path/"out") == 1 and "There is nothing to predict: give image files" in capsys.readouterr().err
-    assert main(monkeypatch, "predict", tmp_path/"out", tmp_path/"gone.png") == 1 and "There is no file and no folder" in capsys.readouterr().err
+    assert main(monkeypatch, "predict", tmp_path/"out") == 1
+    assert "There is nothing to predict: give image files" in capsys.readouterr().err
+    assert main(monkeypatch, "predict", tmp_path/"out", tmp_path/"gone.png") == 1
+    assert "There is no file and no folder" in capsys.readouterr().err
     assert main(monkeypatch, "export", tmp_path/"out", "--onnx", "--file", tmp_path/"model.onnx") == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path/"model.onnx") and (tmp_path/"model.onnx").stat().st_size > 40_000_000
+    assert capsys.readouterr().out.strip() == str(tmp_path/"model.onnx")
+    assert (tmp_path/"model.onnx").stat().st_size > 40_000_000
 
 
 def test_broken_images_are_named_and_the_others_predicted(monkeypatch, capsys, photographs, tmp_path):
-    assert main(monkeypatch, "image", photographs, "--image-size", "32", "--epochs", "1", "--freeze-depth", "5", "--out", tmp_path/"out", "--json") == 0
+    assert main(monkeypatch, "image", photographs, *small_images, "--out", tmp_path/"out") == 0
     capsys.readouterr()
     (torn := tmp_path/"torn.jpg").write_bytes((photographs/"left"/"photo.jpg").read_bytes()[:200])
     words = ["predict", tmp_path/"out", photographs/"left", torn]
     assert main(monkeypatch, *words) == 1
     printed = capsys.readouterr()
     table = pd.read_csv(io.StringIO(printed.out))
-    assert len(table) == 8 and list(table.columns) == ["input", "class", "probability", "error"] and table["class"].isna().tolist() == [False] * 7 + [True]
+    assert len(table) == 8 and list(table.columns) == ["input", "class", "probability", "error"]
+    assert table["class"].isna().tolist() == [False] * 7 + [True]
     first, second = printed.err.splitlines()
-    assert first == "finetune-nb: 1 of 8 could not be read." and second.startswith(f"{torn}: The image ") and "Traceback" not in printed.err
+    assert first == "finetune-nb: 1 of 8 could not be read." and "Traceback" not in printed.err
+    assert second.startswith(f"{torn}: The image ")
     assert main(monkeypatch, *words, "--json") == 1
     answers = list(map(json.loads, capsys.readouterr().out.splitlines()))
-    assert answers[0]["error"] is None and answers[0]["class"] in ("left", "right") and answers[-1]["class"] is None and "torn.jpg' cannot be opened" in answers[-1]["error"]
+    assert answers[0]["error"] is None and answers[0]["class"] in ("left", "right")
+    assert answers[-1]["class"] is None and "torn.jpg' cannot be opened" in answers[-1]["error"]
     assert main(monkeypatch, "predict", tmp_path/"out", torn) == 1 and "could not be read" in capsys.readouterr().err
 
 
 def test_a_table_in_a_named_encoding(monkeypatch, capsys, tmp_path):
-    (table := tmp_path/"moods.csv").write_bytes("\n".join(["text,label", *(f"日本の{i},good" for i in range(6)), *(f"天気 {i},bad" for i in range(6))]).encode("shift_jis"))
+    rows = [f"{words}{i},{label}" for words, label in (("日本の", "good"), ("天気 ", "bad")) for i in range(6)]
+    (table := tmp_path/"moods.csv").write_bytes("\n".join(["text,label", *rows]).encode("shift_jis"))
     assert main(monkeypatch, "check", table, "--encoding", "shift_jis", "--json") == 0
     assert json.loads(capsys.readouterr().out)["classes"] == {"good": 6, "bad": 6}
-    assert main(monkeypatch, "check", table, "--encoding", "utf-8") == 1 and "moods.csv is not in the encoding utf-8: leave it out" in capsys.readouterr().err
+    assert main(monkeypatch, "check", table, "--encoding", "utf-8") == 1
+    assert "moods.csv is not in the encoding utf-8: leave it out" in capsys.readouterr().err
     out = tmp_path/"out"
     assert main(monkeypatch, "text", table, "--encoding", "shift_jis", *head_alone, "--out", out) == 0
-    assert json.loads((out/"result.json").read_text(encoding="utf-8"))["classes"] == ["bad", "good"] and "--encoding shift_jis" in (out/"README.md").read_text(encoding="utf-8")
+    assert saved_in(out)["classes"] == ["bad", "good"]
+    assert "--encoding shift_jis" in (out/"README.md").read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(monkeypatch, "predict", out, table, "--encoding", "shift_jis", "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["input"] == "日本の0"
@@ -223,28 +283,37 @@ def test_a_dataset_of_images_from_the_command(monkeypatch, capsys, photographs, 
     datasets = pytest.importorskip("datasets")
     files = sorted(photographs.rglob("*.*"))
     features = datasets.Features(dict(photo=datasets.Image(), side=datasets.Value("string")))
-    datasets.Dataset.from_dict(dict(photo=list(map(str, files)), side=[f.parent.name for f in files]), features=features).save_to_disk(tmp_path/"saved")
+    columns = dict(photo=list(map(str, files)), side=[file.parent.name for file in files])
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path/"saved")
     assert main(monkeypatch, "check", tmp_path/"saved") == 0 and "14 images" in capsys.readouterr().out
-    assert main(monkeypatch, "image", tmp_path/"saved", "--label-column", "side", "--image-size", "32", "--epochs", "1", "--freeze-depth", "5", "--out", tmp_path/"out", "--json") == 0
+    command = ["image", tmp_path/"saved", "--label-column", "side", *small_images, "--out", tmp_path/"out"]
+    assert main(monkeypatch, *command) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["task"], result["num_test"]) == ("saved", 2) and finetune_nb.load(tmp_path/"out").classes == ["left", "right"]
+    assert (result["task"], result["num_test"]) == ("saved", 2)
+    assert finetune_nb.load(tmp_path/"out").classes == ["left", "right"]
 
 
 def test_photographs_are_learnt_in_seconds(quiet, tmp_path):
-    "244 photographs of 500 pixels, by the command, its start counted too: under 25 s on two idle cores. Here one core's time is held, to four times that: a busy machine's clock says nothing"
+    """244 photographs of 500 pixels, by the command, its start counted too: under 25 s on two idle cores. Here one
+    core's time is held, to four times that: a busy machine's clock says nothing"""
     rng = np.random.default_rng(0)
     for name, grain in (("near", 12), ("far", 24)):
         (folder := tmp_path/"photographs"/name).mkdir(parents=True)
         for i in range(122):
-            scene = np.asarray(Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC))
-            Image.fromarray((scene + rng.normal(0, 12, (375, 500, 1))).clip(0, 255).astype(np.uint8)).save(folder/f"{i}.jpg", quality=90)
+            drawn = Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8))
+            scene = np.asarray(drawn.resize((500, 375), Image.Resampling.BICUBIC))
+            noisy = (scene + rng.normal(0, 12, (375, 500, 1))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder/f"{i}.jpg", quality=90)
     def processor(): return sum(os.times()[2:4]) # of child processes that have ended
     started, before = time.perf_counter(), processor()
-    ran = subprocess.run([program, "image", str(tmp_path/"photographs"), "--image-size", "128", "--freeze-depth", "4", "--epochs", "10", "--json"], env=quiet, capture_output=True, text=True)
+    options = ["--image-size", "128", "--freeze-depth", "4", "--epochs", "10", "--json"]
+    command = [program, "image", str(tmp_path/"photographs"), *options]
+    ran = subprocess.run(command, env=quiet, capture_output=True, text=True)
     seconds, busy = time.perf_counter() - started, processor() - before
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
-    print(f"244 photographs in {seconds:.1f} s, {busy:.1f} s of one core; {result['seconds']:.1f} s were training; {result['accuracy']:.0%} right") # pytest -s shows it
+    print(f"244 photographs in {seconds:.1f} s, {busy:.1f} s of one core; {result['seconds']:.1f} s were training; "
+          f"{result['accuracy']:.0%} right") # pytest -s shows it
     assert result["epochs"] == 10 and result["num_test"] == 48 and result["accuracy"] > 0.8
     assert busy < 4 * 25
 
@@ -263,17 +332,17 @@ def test_interrupted_training_of_your_own_is_saved_and_a_second_run_is_refused(q
     "two runs into one folder: the second is refused while the first trains; Ctrl-C then saves what there is"
     out = tmp_path/"out"
     command = [program, "text", str(reviews), "--freeze-depth", "7", "--epochs", "100000", "--out", str(out), "--json"]
-    process = subprocess.Popen(command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(command, env=quiet, preexec_fn=allow_interruption, **pipes)
     seen = ""
     while "validation=" not in seen:
         seen += process.stderr.read(1)
         assert process.poll() is None, seen
-    second = subprocess.Popen([*command, "--overwrite"], env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    second = subprocess.Popen([*command, "--overwrite"], env=quiet, **pipes)
     assert "Another run writes to" in second.communicate(timeout=120)[1] and second.returncode == 1
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
-    assert json.loads(printed)["stopped"] == "interrupted" and finetune_nb.load(out).predict("it is fine").shape == (1, 3)
+    assert json.loads(printed)["stopped"] == "interrupted"
+    assert finetune_nb.load(out).predict("it is fine").shape == (1, 3)
     assert not (out/".lock").exists() and "(interrupted)" in (out/"README.md").read_text(encoding="utf-8")
 
 
@@ -281,7 +350,8 @@ def test_interrupted_training_of_your_own_is_saved_and_a_second_run_is_refused(q
 def small_run(monkeypatch):
     "`run` on a handful of examples, two epochs"
     few = dict(labels_per_class=2, validation_per_class=1, test_per_class=2)
-    for name in ("topics", "digits"): monkeypatch.setattr(data, name, partial(lambda make, labels_per_class, seed: make(**few, seed=seed), getattr(data, name)))
+    def make_few(make, labels_per_class, seed): return make(**few, seed=seed)
+    for name in ("topics", "digits"): monkeypatch.setattr(data, name, partial(make_few, getattr(data, name)))
     fit = training.fit
     monkeypatch.setattr(training, "fit", lambda model, task, epochs, **settings: fit(model, task, epochs=2, **settings))
 
@@ -293,7 +363,8 @@ def test_run_compares_both_examples(monkeypatch, capsys, tmp_path, small_run):
     printed = capsys.readouterr().out
     head, *rows = [line for line in printed.splitlines() if line.startswith("  ")]
     assert re.fullmatch(r"\s+topics, minilm +seconds +digits, resnet18-fractal +seconds", head)
-    assert [re.match(r"  (\D+?)  ", row)[1] for row in rows] == ["untrained", "classical baseline, tuned", "head only", "fine-tuned"]
+    ways = ["untrained", "classical baseline, tuned", "head only", "fine-tuned"]
+    assert [re.match(r"  (\D+?)  ", row)[1] for row in rows] == ways
     assert all(len(re.findall(r"[\d.]+%", row)) == 2 for row in rows)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["digits.png", "topics.png"]
     for name in ("digits", "topics"):
@@ -316,7 +387,8 @@ def test_run_ends_when_interrupted(monkeypatch, capsys, tmp_path, small_run):
 
 def test_pretraining_stops_goes_on_and_is_used(monkeypatch, capsys, tmp_path):
     "A recipe in a file, a run in two parts, and the backbone that it ships as `--backbone`"
-    (tmp_path/"recipe.json").write_text(json.dumps(dict(classes=3, images=32, batch_size=8, image_size=32, points=256, precision="fp32")))
+    recipe = dict(classes=3, images=32, batch_size=8, image_size=32, points=256, precision="fp32")
+    (tmp_path/"recipe.json").write_text(json.dumps(recipe))
     folder, backbone = tmp_path/"run", tmp_path/"mine.safetensors"
     assert main(monkeypatch, "pretrain", folder, "--recipe", tmp_path/"recipe.json", "--steps", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
@@ -327,7 +399,7 @@ def test_pretraining_stops_goes_on_and_is_used(monkeypatch, capsys, tmp_path):
     assert main(monkeypatch, "pretrain", folder, "--resume", "--ship", backbone, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["steps"], result["images_seen"], result["precision"]) == (4, 32, "fp32")
-    assert main(monkeypatch, "image", "--backbone", backbone, "--labels-per-class", "1", "--freeze-depth", "5", "--epochs", "1", "--json") == 0
+    assert main(monkeypatch, *image_command, "--backbone", backbone, "--labels-per-class", "1", "--epochs", "1") == 0
     assert json.loads(capsys.readouterr().out)["image_size"] == 32
 
 
@@ -339,24 +411,172 @@ def test_interrupted_pretraining_says_how_to_go_on(monkeypatch, capsys, tmp_path
 
 
 def test_a_training_is_taken_up_again(monkeypatch, capsys, tmp_path):
-    "Stopped in its third epoch, resumed, and the result is that of a run that was not; what the frozen blocks gave is found again"
-    from finetune_nb import training
-    words = ["image", "--labels-per-class", "2", "--image-size", "32", "--freeze-depth", "5", "--epochs", "4", "--batch-size", "5", "--cache-folder", tmp_path/"states", "--json"]
+    "Stopped in its third epoch, resumed, and the result is that of a run that was not; kept states are found again"
+    words = ["image", "--labels-per-class", "2", *small_images, "--epochs", "4", "--batch-size", "5",
+             "--cache-folder", tmp_path/"states"]
     assert main(monkeypatch, *words) == 0
     whole = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(training._Checkpoints, "__init__", lambda self, folder, every, keep_last: vars(self).update(folder=folder, every=2, keep_last=keep_last))
-    judge, judged = training._Run.judge, []
+    begin, judge, judged = Checkpoints.__init__, Run.judge, []
+    def often(self, folder, every, keep_last): begin(self, folder, 2, keep_last)
+    monkeypatch.setattr(Checkpoints, "__init__", often)
     def stopped(run):
         judged.append(1)
         if len(judged) == 3: raise RuntimeError("a power cut")
         judge(run)
-    monkeypatch.setattr(training._Run, "judge", stopped)
+    monkeypatch.setattr(Run, "judge", stopped)
     with pytest.raises(RuntimeError, match="power cut"): main(monkeypatch, *words, "--checkpoint", tmp_path/"steps")
-    monkeypatch.setattr(training._Run, "judge", judge)
+    monkeypatch.setattr(Run, "judge", judge)
     assert main(monkeypatch, *words, "--checkpoint", tmp_path/"steps") == 1
     assert "holds checkpoints already" in capsys.readouterr().err
     assert main(monkeypatch, *words, "--checkpoint", tmp_path/"steps", "--resume") == 0
     resumed = json.loads(capsys.readouterr().out)
-    assert all(resumed[name] == whole[name] for name in ("train_loss", "accuracy", "macro_f1", "epochs", "stopped")) and "found" in resumed["frozen_prefix"]
+    names = "train_loss", "accuracy", "macro_f1", "epochs", "stopped"
+    assert all(resumed[name] == whole[name] for name in names) and "found" in resumed["frozen_prefix"]
     assert main(monkeypatch, "image", "--resume") == 1
     assert "say in which folder they are" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "A BERT that learns in a second"
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(BertConfig(vocab_size=30522, **shape)).save_pretrained(folder)
+    finetune_nb.text.classifier("minilm", 2).tokenizer.save_pretrained(folder)
+    return ["--backbone", str(folder), "--freeze-depth", "0", "--learning-rate", "0.01"]
+
+
+def table_of(file, header, rows):
+    file.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def tags(tmp_path):
+    "A table whose cells name several classes"
+    told = [("the parser fails", "parser"), ("it is slow", "speed"), ("parsing is slow", "parser; speed")]
+    return table_of(tmp_path/"tags.csv", "text,tags", [f"{said} in {i},{tag}" for i in range(10) for said, tag in told])
+
+
+@pytest.fixture
+def stars(tmp_path):
+    "A table with numbers as labels"
+    rows = [f"{word} {i},{base + i / 50}" for i in range(14) for word, base in (("fine", 4), ("so so", 3), ("poor", 1))]
+    return table_of(tmp_path/"stars.csv", "text,stars", rows)
+
+
+def test_a_table_of_several_classes_each(monkeypatch, capsys, tiny, tags, tmp_path):
+    "trains, is saved, loaded, and predicts, by the command alone"
+    out = tmp_path/"out"
+    assert main(monkeypatch, "check", tags, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["objective"] == "multi_label"
+    command = ["text", tags, *tiny, "--epochs", "10", "--baseline", "--out", out, "--json"]
+    assert main(monkeypatch, *command) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["objective"] == "multi_label" and "learnt as multi-label" in printed.err
+    assert {"micro_f1", "macro_f1", "validation_micro_f1", "baseline_micro_f1", "loss"} <= result.keys()
+    assert "accuracy" not in result and result["train_loss"][-1] < result["train_loss"][0]
+    model = finetune_nb.load(out)
+    task = data.text_table(tags)
+    assert evaluate(model.model, task.test).micro_f1 == pytest.approx(result["micro_f1"], abs=1e-6)
+    assert main(monkeypatch, "predict", out, tags) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False)
+    assert list(table.columns) == ["input", "classes", "probabilities"] and len(table) == 30
+    alone, both = {"", "parser", "speed"}, {"parser; speed", "speed; parser"}
+    assert set(table.classes) <= alone | both and {"[", "'"}.isdisjoint("".join(table.probabilities))
+    assert main(monkeypatch, "predict", out, tags, "--json") == 0
+    answers = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert ["; ".join(answer["classes"]) for answer in answers] == list(table.classes)
+    assert main(monkeypatch, *command, "--overwrite", "--class-weights", "balanced") == 1
+    assert "task 'tags.csv' asks for multi label: leave it out" in capsys.readouterr().err
+
+
+def test_a_table_of_numbers(monkeypatch, capsys, tiny, stars, tmp_path):
+    out = tmp_path/"out"
+    assert main(monkeypatch, "text", stars, *tiny, "--epochs", "10", "--baseline", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"fine-tuned +classical baseline\n +test r2 +-?\d\.\d{3} +-?\d\.\d{3}\n", printed)
+    assert "test mean absolute error" in printed and "%" not in printed
+    result = saved_in(out)
+    assert result["objective"] == "regression" and {"r2", "mean_absolute_error", "baseline_r2"} <= result.keys()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("fine 3\npoor 3\n"))
+    assert main(monkeypatch, "predict", out) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(table.columns) == ["input", "value"] and table.value[0] > table.value[1]
+
+
+def test_two_columns_are_two_questions(monkeypatch, capsys, tiny, tmp_path):
+    kinds = [("the parser fails", "bug", "high"), ("a faster parser", "wish", "low"), ("it is slow", "bug", "low")]
+    rows = [f"{said} {i},{kind},{how}" for i in range(10) for said, kind, how in kinds]
+    table = table_of(tmp_path/"issues.csv", "text,sort,urgency", rows)
+    columns = ["--label-column", "sort", "--label-column", "urgency"]
+    assert main(monkeypatch, "check", table, *columns) == 0
+    assert "2 classes of sort and 2 classes of urgency" in capsys.readouterr().out
+    out = tmp_path/"out"
+    assert main(monkeypatch, "text", table, *columns, *tiny, "--epochs", "2", "--out", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["objective"] == "several"
+    assert {"mean_score", "sort_accuracy", "urgency_accuracy", "validation_mean_score"} <= result.keys()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("it is slow\n"))
+    assert main(monkeypatch, "predict", out, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["sort_class"] in ("bug", "wish") and answer["urgency_class"] in ("high", "low")
+
+
+def test_the_objective_can_be_said(monkeypatch, capsys, tags, tiny):
+    assert main(monkeypatch, "check", tags, "--objective", "classification") == 0
+    assert "in 3 classes" in capsys.readouterr().out
+    command = ["text", tags, *tiny, "--epochs", "1", "--objective", "classification", "--json"]
+    assert main(monkeypatch, *command) == 0
+    assert json.loads(capsys.readouterr().out)["objective"] == "classification"
+    assert main(monkeypatch, "check", tags, "--objective", "ranking") == 1
+    assert 'or None: as it looks; got \'ranking\'' in capsys.readouterr().err
+
+
+def test_each_class_counts_the_same(monkeypatch, capsys, tiny, tmp_path):
+    rows = [*(f"it is fine {i},good" for i in range(24)), *(f"it is poor {i},bad" for i in range(6))]
+    table, out = table_of(tmp_path/"reviews.csv", "text,label", rows), tmp_path/"out"
+    command = ["text", table, *tiny, "--epochs", "1", "--class-weights", "balanced", "--out", out, "--json"]
+    assert main(monkeypatch, *command) == 0
+    bad, good = json.loads((out/"model.json").read_text(encoding="utf-8"))["objective"]["class_weights"]
+    assert bad > 2 * good > 0 and "--class-weights balanced" in saved_in(out)["command"]
+
+
+def test_a_sweep_of_numbers(monkeypatch, capsys, tiny, stars, tmp_path):
+    command = ["depth", "text", stars, *tiny[:2], "--seeds", "1", "--epochs", "1", "--save", tmp_path/"sweep.json"]
+    assert main(monkeypatch, *command) == 0
+    assert re.search(r"validation r2 +test r2 +seconds a run", capsys.readouterr().out)
+    assert json.loads((tmp_path/"sweep.json").read_text())["scores"][0] == "r2" and (tmp_path/"sweep.png").exists()
+
+
+def test_home_is_found_where_no_shell_has_replaced_it(monkeypatch, capsys, reviews, tiny, tmp_path):
+    "as in --out=~/model"
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    places = ["--out=~/model", "--checkpoint=~/steps", "--cache-folder=~/states"]
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, "text", reviews, *tiny[:2], "--freeze-depth", "3", "--epochs", "1", *places) == 0
+    assert {"model", "steps", "states"} <= {file.name for file in tmp_path.iterdir()} and not (tmp_path/"~").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_does_not_cost_the_result(monkeypatch, capsys, reviews, tiny, tmp_path, error):
+    "it is printed before anything is written"
+    def full(*args, **more): raise error
+    monkeypatch.setattr("finetune_nb.saving.save_file", full)
+    out = tmp_path/"out"
+    assert main(monkeypatch, "text", reviews, *tiny, "--epochs", "1", "--out", out, "--json") == 1
+    printed = capsys.readouterr()
+    assert 0 <= json.loads(printed.out)["accuracy"] <= 1 and "Traceback" not in printed.err
+    assert printed.err.splitlines()[-1].startswith(f"finetune-nb: The model could not be saved in {str(out)!r}")
+    assert "No space left on device" in printed.err and not out.exists()
+
+
+def test_a_full_disk_does_not_cost_a_sweep(monkeypatch, capsys, reviews, tiny, tmp_path):
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("finetune_nb.depth.Sweep.save", full)
+    command = ["depth", "text", reviews, *tiny[:2], "--seeds", "1", "--epochs", "1", "--save", tmp_path/"sweep.json"]
+    assert main(monkeypatch, *command, "--json") == 1
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["rows"]) >= 2 and printed.err.splitlines()[-1].startswith("finetune-nb: ")

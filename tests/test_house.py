@@ -25,7 +25,7 @@ FLOORS = [
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
     "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer",
     "widgets engine.trials engine.drawing",
-    "cli engine.commands",
+    "cli engine.commands engine.options",
 ]
 floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in modules.split()}
 

@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from finetune_nb import data, evaluate, fit, freeze, preflight, text, vision
 from finetune_nb.cache import digest
-from finetune_nb.engine import readers
-from finetune_nb.engine.targets import TARGET_KINDS, targets_of
+from finetune_nb.engine import findings, readers
+from finetune_nb.engine.targets import TARGET_KINDS, Columns, targets_of
 
 noise = np.random.default_rng(0)
 
@@ -371,9 +371,9 @@ def note_of(report, what):
     (["1.5"] * 18 + ["n/a"], "classification"),
     (["1e999", "nan", "1_000", "inf"], "classification"),
     ([True, False], "classification"),
-    ([dict(a="x", b="y"), dict(a="z", b="y")], "several"),
-    ([dict(a=0, b="1"), dict(a="1.0", b=False)], "multi_label"),
-    ([dict(a=0, b=2), dict(a=1, b=1)], "several"),
+    ([Columns(a="x", b="y"), Columns(a="z", b="y")], "several"),
+    ([Columns(a=0, b="1"), Columns(a="1.0", b=False)], "multi_label"),
+    ([Columns(a=0, b=2), Columns(a=1, b=1)], "several"),
     ([], "classification")])
 def test_the_rule_for_tables(cells, objective):
     assert targets_of(cells).objective == objective
@@ -383,16 +383,16 @@ def test_an_objective_that_is_given_overrides_the_rule():
     assert targets_of(["a;b", "a", "b"], "classification").classes == ["a", "a;b", "b"]
     assert targets_of(["x;y", "z"], "multi_label").targets == [("x", "y"), ("z",)]
     assert targets_of(["1", "3"], "regression").targets == [1.0, 3.0]
-    assert targets_of([dict(a=0, b=1)], "several").targets == [dict(a="0", b="1")]
+    assert targets_of([Columns(a=0, b=1)], "several").targets == [dict(a="0", b="1")]
     assert targets_of([1.5, 2.5], "classification").targets[0].what == "label that is no name or number"
-    two = [dict(a=1, b=2)]
+    two = [Columns(a=1, b=2)]
     for cells, objective in ((two, "classification"), (two, "regression"), (["a"], "several")):
         with pytest.raises(ValueError, match=f"objective='{objective}' needs .* label column"):
             targets_of(cells, objective)
     with pytest.raises(ValueError, match='objective must be "multi_label" or .* got .ranking.'):
         targets_of([], "ranking")
     with pytest.raises(ValueError, match="The label column 'price' holds numbers that are not whole"):
-        targets_of([dict(mood="good", price="1.5")])
+        targets_of([Columns(mood="good", price="1.5")])
 
 
 def test_several_classes_an_example(tmp_path):
@@ -501,6 +501,18 @@ def test_lists_and_numbers_of_json_and_parquet(tmp_path):
     sizes.to_parquet(tmp_path/"n.parquet")
     numbers = checked(tmp_path/"n.parquet", most_bad=0.5)
     assert numbers.targets == [0.5, 1.0] * 3 and len(found(numbers)["missing label"][1]) == 3
+
+
+@pytest.mark.parametrize("objective", [None, *TARGET_KINDS])
+def test_an_object_of_json_is_no_label(tmp_path, objective):
+    rows = ['{"text": "good", "label": {"": null}}', '{"text": "bad", "label": {"a": 1}}', '{"text": "worse"}']
+    (tmp_path/"odd.jsonl").write_text("\n".join(rows))
+    if objective == "several":
+        with pytest.raises(ValueError, match="needs several label columns, and got one"):
+            preflight.check(tmp_path/"odd.jsonl", objective=objective)
+        return
+    report = checked(tmp_path/"odd.jsonl", objective=objective)
+    assert not report.ok and len(report.skipped) == 3 and report.counts().empty and report.targets == []
 
 
 def test_datasets_with_tags_numbers_and_named_classes(tmp_path):
@@ -824,7 +836,7 @@ def test_a_dataset_of_images(tmp_path, image_dataset):
     assert report.kind == "image"
     assert report.ok
     assert report.read == 41
-    assert found(report)["other split"][1] == {"extra": "left out: it is none of " + ", ".join(preflight._part_of)}
+    assert found(report)["other split"][1] == {"extra": "left out: it is none of " + ", ".join(findings.PART_OF)}
     task = data.from_datasets(str(tmp_path/"pets"))
     assert (task.kind, task.classes, len(task.test)) == ("image", ["cat", "dog"], 10)
     assert len(task.train) + len(task.validation) == 31

@@ -18,7 +18,7 @@ from .labels import Classification, MultiLabel
 from .numbers import Regression
 from .objective import Evaluation, Objective, size
 from .several import Several
-from ..preflight import open_image
+from .pictures import open_image
 
 # %% ../../nbs/engine/07_baselines.ipynb #9fc0356d
 class Inputs:

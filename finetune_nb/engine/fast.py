@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .twins import alike, twin
-from ..freezing import _stay_in_eval
+from ..freezing import stay_in_eval
 
 # %% ../../nbs/engine/22_fast.ipynb #4fb75efe
 def has_bf16(device:torch.device # where the model is
@@ -171,7 +171,7 @@ def packed(model:nn.Module, # is left as it is
     "The model with the plain layers packed that do not learn, and have no hook but the one that keeps them frozen."
     def plain(m): return type(m) is nn.Linear or _is_plain(m)
     def hooked(m):
-        return m._forward_hooks or any(hook is not _stay_in_eval for hook in m._forward_pre_hooks.values())
+        return m._forward_hooks or any(hook is not stay_in_eval for hook in m._forward_pre_hooks.values())
     still = [m for m in model.modules() if m not in learning and not hooked(m)]
     stand_ins = {m: _Packed(m) for m in still if plain(m)}
     pairs = [pair for module in model.modules() for pair in pairwise(module.children())] if with_gelu else []

@@ -65,6 +65,7 @@ class History:
         right.set(xlabel="epoch", ylabel=f"validation {name}", title=f"Best at epoch {self.best_epoch}")
         return figure
 
+# %% ../../nbs/engine/32_history.ipynb #3dd5e2b1
 def has_kernel() -> bool: # False in a script, and in a terminal
     "Does this run in a notebook?"
     return "IPython" in sys.modules and getattr(sys.modules["IPython"].get_ipython(), "kernel", None) is not None

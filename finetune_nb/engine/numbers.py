@@ -28,6 +28,7 @@ class NumberEvaluation(Evaluation):
         ax.set(xlabel="true", ylabel="predicted", title=f"R² {self.scores['r2']:.2f}")
         return figure
 
+# %% ../../nbs/engine/02_numbers.ipynb #40f863b3
 def r_squared(answers:np.ndarray, # float[N]
               targets:np.ndarray, # float[N]
              )->float: # at most 1
@@ -35,6 +36,7 @@ def r_squared(answers:np.ndarray, # float[N]
     missed, spread = ((targets - answers) ** 2).sum(), ((targets - targets.mean()) ** 2).sum()
     return float(1 - missed / spread) if spread > 0 else float(missed == 0)
 
+# %% ../../nbs/engine/02_numbers.ipynb #4241e8ec
 @dataclass
 class Regression(Objective):
     "Which number is it? The targets are `float[N]`."

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'READERS', 'Request', 'Example', 'Kind', 'Images', 'Texts', 'kind_of', 'Found', 'Reader', 'register',
            'reader_of', 'ImageFolders', 'TextFiles', 'examples_in', 'Tables', 'Datasets']
 
-# %% ../../nbs/engine/13_readers.ipynb #1655ee82
+# %% ../../nbs/engine/13_readers.ipynb #576a3402
 import os, warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -24,7 +24,7 @@ from .hugging_face import (class_columns, dataset_parts, features_of, image_colu
 from .pictures import IMAGE_FILES, look, near_pairs, same_bytes
 from .tables import (TABLES, Table, decoded, known_encoding, listed, part_column,
                                        read_table, text_fault, texts_in, which_columns)
-from .targets import OneClass, TargetKind, class_name, target_kind, targets_of
+from .targets import Columns, OneClass, TargetKind, class_name, target_kind, targets_of
 
 # %% ../../nbs/engine/13_readers.ipynb #4adbc169
 @dataclass
@@ -282,7 +282,7 @@ class TextFiles(Reader):
         if fault: notes.skip(fault.what, example.place, fault.reason)
         return not fault
 
-# %% ../../nbs/engine/13_readers.ipynb #32a32c0b
+# %% ../../nbs/engine/13_readers.ipynb #0887eb7f
 def _rows(table:Table, request:Request, inputs:str|None, name:str, notes:Notes) -> list[Example]:
     "Rows with their cells, those of no part aside."
     given, labels = which_columns(table, inputs, request.label_columns, name)
@@ -293,7 +293,7 @@ def _rows(table:Table, request:Request, inputs:str|None, name:str, notes:Notes) 
             notes.skip("row of no part", place, f"its {table.columns[split]} is {str(row[split])!r}, "
                        "and not train, validation or test")
             continue
-        cells = {table.columns[label]: class_name(row[label]) for label in labels}
+        cells = Columns({table.columns[label]: class_name(row[label]) for label in labels})
         rows.append(Example(row[given], cells if len(labels) > 1 else class_name(row[labels[0]]), part, place))
     return rows
 

@@ -31,7 +31,7 @@ def asked_of(model:Model, task:Task,
             )->Objective: # with what has to be known of the training targets
     "What a fit asks of a model."
     own, objective = model.objective, given or task.objective
-    if own is not None and own.kind != objective.kind:
+    if own is not None and type(own) is not type(objective):
         raise ValueError(f"The model was made to answer {own.kind.replace('_', ' ')}, task {task.name!r} asks for "
                          f"{objective.kind.replace('_', ' ')}: make the model with the task's objective.")
     return objective.fitted(objective.check(task.train.targets))

@@ -108,6 +108,7 @@ class Kept:
     @property
     def rows(self) -> list[Rows]: return [leaf for leaf in self.leaves if isinstance(leaf, Rows)]
 
+# %% ../../nbs/engine/23_states.ipynb #b661631a
 @dataclass
 class States:
     "What the frozen prefix made of each example, at the places that a suffix reads."

@@ -23,11 +23,13 @@ def are_free() -> bool:
     said = any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
     return not said and 1 < torch.get_num_threads() == cores()
 
+# %% ../../nbs/engine/22b_threads.ipynb #74ec5099
 _WARM, _TIMED = 2, 4 # steps that are not counted after a change, and that are
 _IDLE = 0.85 # of the cores' time that we ask for, and get: then nobody else is there
 _SLOWER = 1.5 # times: then something has changed
 _AGAIN = 10.0 # seconds until all threads are tried again
 
+# %% ../../nbs/engine/22b_threads.ipynb #3591b7af
 class Threads:
     "How many threads steps are computed with, by timing them."
     def __init__(self, free:bool): # may the number be chosen?
