@@ -30,13 +30,15 @@ class Cut:
                 ):
         self.model, found = as_model(model), blocks(model)
         if not 0 < depth < len(found):
-            raise ValueError(f"depth must be between 1 and {len(found) - 1}, got {depth}: a cut leaves blocks on either side.")
+            raise ValueError(f"depth must be between 1 and {len(found) - 1}, got {depth}: "
+                             "a cut leaves blocks on either side.")
         self.depth, self.blocks = depth, found[:depth]
         with evaluating(self.model), torch.no_grad():
             way, why = None, "what comes out of its frozen blocks is not all that the rest of it looks at"
             try: way = next(Trial(self.model, found, depth, few).ways(), None)
             except CannotCut as error: why = str(error)
-        if way is None: raise CannotCut(f"The blocks of this {type(model).__name__} cannot be cut at depth {depth}: {why}.")
+        if way is None:
+            raise CannotCut(f"The blocks of this {type(model).__name__} cannot be cut at depth {depth}: {why}.")
         self.sources, self.suffix, self.needs_inputs = way
 
     def states(self, inputs, # a batch, as the model takes it

@@ -107,7 +107,7 @@ def optimism(right:dict[int, np.ndarray], # by depth: float[S, V], how right a r
              noise:float=0.25, # as `cheapest` is told
              draws:int=100, # bootstrap samples
             )->float: # of the score; about 0 where one depth is the best by far
-    "How much better the chosen depth looks than it is: choose by resampled examples, ask the others (Tsamardinos 2018)."
+    "How much better the chosen depth looks than it is: choose by drawn examples, ask the others (Tsamardinos 2018)."
     means, (chosen, _) = {depth: hits.mean(0) for depth, hits in right.items()}, cheapest(right, noise)
     rng, lost, count = np.random.default_rng(0), [], len(means[chosen])
     for _ in range(draws):
@@ -203,6 +203,7 @@ def _checked_depths(depths:Sequence[int]|None, num_blocks:int) -> list[int]:
         raise ValueError(f"depths must be between 0 and {num_blocks - 1}, got {wrong[0]}.")
     return sorted(map(int, set(depths)), reverse=True)
 
+# %% ../nbs/08_freeze_depth.ipynb #c07d51a8
 def _try(runs:Runs, depths:list[int], seeds:list[int], strategy:str, epochs:int, progress:bool):
     "All runs, by the strategy, and a bar."
     others, head = [depth for depth in depths if depth != len(runs.blocks) - 1], len(depths)
@@ -219,11 +220,11 @@ def _try(runs:Runs, depths:list[int], seeds:list[int], strategy:str, epochs:int,
         bar.refresh()
 
 # %% ../nbs/08_freeze_depth.ipynb #0cca97bd
-def sweep(make_model:Callable[[int], nn.Module], # a model with the head's first weights for a seed; one backbone for all
+def sweep(make_model:Callable[[int], nn.Module], # a model with the head's first weights for a seed; one backbone
           task:Task, # learns on `task.train`, chooses on `task.validation`, is judged once on `task.test`
           depths:Sequence[int]|None=None, # freeze depths to try; None: all
           seeds:int|Sequence[int]=3, # how many runs of each depth, or their numbers
-          strategy:str="halving", # the first seed closes in, others repeat what is promising; "all": every seed for each
+          strategy:str="halving", # the first seed closes in, others repeat what is promising; "all": each with each
           epochs:int|None=None, # of a run; None: 5 to 20, the fewer examples the more
           noise:float=0.25, # standard errors within which two depths count as equally good
           precision:str="auto", # "fp32": exact. "auto": rounded a little where that is faster

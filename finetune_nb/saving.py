@@ -203,7 +203,8 @@ def export_onnx(folder, # a saved model
         with torch.no_grad(): expected = tensors_in(model(**other))
         gap = max((torch.tensor(ours) - theirs).abs().max().item() for ours, theirs in zip(found, expected))
         if not gap <= 1e-4: # NaN is no agreement
-            raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: nothing was written.")
+            raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: "
+                             "nothing was written.")
         part.replace(file)
     finally: part.unlink(missing_ok=True)
     return file
