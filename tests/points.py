@@ -1,6 +1,8 @@
-"""A kind of task that the engine does not know: points to be found in a picture, which the network sees in two halves."""
+"""A kind of task that the engine does not know: points to be found in a picture, which is seen in two halves."""
 from dataclasses import dataclass
-import numpy as np, torch
+
+import numpy as np
+import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from finetune_nb.engine.models import Model, network_inputs
@@ -30,7 +32,8 @@ class Points(Objective):
         losses = cross_entropy(scores, targets["wanted"].to(scores), reduction="none") * cells
         return losses.flatten(1).sum(1) / cells.flatten(1).sum(1)
     def fits(self, outputs): return "" if "cells" in outputs else "finds no points"
-    def answers(self, outputs, batch): return [[tuple(p) for p in (own > 0).nonzero().tolist()] for own in outputs["scores"]]
+    def answers(self, outputs, batch):
+        return [[tuple(point) for point in (own > 0).nonzero().tolist()] for own in outputs["scores"]]
     def judge(self, answers, targets, losses):
         found = zip(map(set, answers), map(set, targets))
         each = np.array([2 * len(ours & true) / max(1, len(ours) + len(true)) for ours, true in found])
@@ -41,7 +44,8 @@ class Finder(Model):
     kind, objective = "points", Points()
     def __init__(self):
         super().__init__()
-        def block(n, m): return nn.Sequential(nn.Conv2d(n, m, 3, padding=1), nn.BatchNorm2d(m), nn.ReLU(), nn.Dropout(0.1))
+        def block(n, m):
+            return nn.Sequential(nn.Conv2d(n, m, 3, padding=1), nn.BatchNorm2d(m), nn.ReLU(), nn.Dropout(0.1))
         self.first, self.second, self.head = block(1, 6), block(6, 6), nn.Conv2d(7, 1, 1)
     def blocks(self): return [Block(name, [getattr(self, name)]) for name in ("first", "second", "head")]
     def encode(self, pictures): # two network inputs an example: a half, and which half it is
@@ -52,7 +56,8 @@ class Finder(Model):
         beside = side[:, None, None, None].to(x).expand(-1, 1, H, H)
         scores = self.head(torch.cat([x, beside], 1)).view(-1, 2, H, H).transpose(1, 2).flatten(2)
         if targets is None: return dict(scores=scores, cells=torch.ones_like(scores))
-        drawn = (torch.rand(H, 2 * H, generator=torch.Generator().manual_seed(seed)) for seed in targets["seeds"].tolist())
+        seeds = map(torch.Generator().manual_seed, targets["seeds"].tolist()) # of each example in this epoch
+        drawn = (torch.rand(H, 2 * H, generator=generator) for generator in seeds)
         sampled = torch.stack([noise >= noise.flatten().topk(Points.negatives).values[-1] for noise in drawn])
         return dict(scores=scores, cells=((targets["wanted"] > 0) | sampled).to(scores))
     def save(self, folder): return self.state_dict(), {}

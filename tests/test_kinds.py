@@ -1,8 +1,15 @@
 """A kind of task and a family that are defined in a test file: everything works with them, and nothing knows them."""
-import json, multiprocessing, os, signal, subprocess, sys, time
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
+
 import finetune_nb
 from conftest import root
 from finetune_nb import depth, evaluate, fit, freeze, saving
@@ -18,7 +25,8 @@ how = dict(epochs=4, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, 
 def stars(n, seed, dtype=torch.float32):
     "Pictures with up to three bright points on noise"
     rng = np.random.default_rng(seed)
-    points = [list({(int(rng.integers(H)), int(rng.integers(2 * H))) for _ in range(rng.integers(4))}) for _ in range(n)]
+    def point(): return int(rng.integers(H)), int(rng.integers(2 * H))
+    points = [list({point() for _ in range(rng.integers(4))}) for _ in range(n)]
     pictures = 0.3 * torch.from_numpy(rng.standard_normal((n, H, 2 * H))).to(dtype)
     for picture, own in zip(pictures, points):
         for r, c in own: picture[r, c] += 1.5
@@ -101,7 +109,8 @@ from test_kinds import evaluate, finder, fit, how, sky
 model = finder(2, dtype=torch.float64) # each process draws its own masks of dropout, and has its own batch norms
 history = fit(model, sky(torch.float64), **how)
 from accelerate import PartialState
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(json.dumps([history.train_loss, history.validation_score]))
+told = json.dumps([history.train_loss, history.validation_score])
+open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """
 
@@ -114,7 +123,7 @@ def test_two_processes(tmp_path, quiet):
         (folder/"script.py").write_text(script)
         command = [*launchers[launcher](), str(folder/"script.py"), str(folder), str(root), str(root/"tests")]
         env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         found[launcher] = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
     (one,), (ours, theirs) = found["one"], found["torchrun"]
@@ -122,7 +131,8 @@ def test_two_processes(tmp_path, quiet):
 
 
 def test_swept_over_depths():
-    swept = depth.sweep(lambda seed: finder(0, seed), sky(), seeds=2, epochs=2, strategy="all", precision="fp32", progress=False)
+    more = dict(epochs=2, strategy="all", precision="fp32", progress=False)
+    swept = depth.sweep(lambda seed: finder(0, seed), sky(), seeds=2, **more)
     found = swept.recommend()
     assert swept.scores == ["f1"] and len(swept.rows) == 6 and len(found.interval) == 2
     again = depth.Sweep.from_json(swept.to_json())

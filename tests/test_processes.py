@@ -1,8 +1,14 @@
-"""The same script in one process and in two real ones: the same losses, each example once, one checkpoint, one progress bar."""
-import json, os, socket, subprocess, sys
-import numpy as np, pytest, torch
+"""One script in one process and in two: the same losses, each example once, one checkpoint, one progress bar."""
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
 from torch import nn
-from conftest import root
+
 from finetune_nb.data import Examples
 from finetune_nb.engine.batches import Batches
 from finetune_nb.engine.labels import Classification
@@ -25,24 +31,33 @@ def part(n, seed):
     points = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
     return Examples(points, points[:, :3].argmax(1))
 
-task = Task("corners", "points", ["x", "y", "z"], part(61, 0), part(33, 1), part(33, 2)) # neither divides by two, nor by the batch
+parts = part(61, 0), part(33, 1), part(33, 2) # neither divides by two, nor by the batch
+task = Task("corners", "points", ["x", "y", "z"], *parts)
 torch.manual_seed(3)
-model = nn.Sequential(nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU()), nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU()), nn.Linear(24, 3))
+below = nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU())
+above = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU())
+model = nn.Sequential(below, above, nn.Linear(24, 3))
 freeze(model, 2)
 
 seen, batches = [], Batches.epoch
 def watched(self, *args):
     for batch in batches(self, *args):
-        if self.seed is not None: seen.append([args[0], self.rank, batch.positions.tolist() if batch.weights is None else batch.positions[batch.weights > 0].tolist()])
+        counts = slice(None) if batch.weights is None else batch.weights > 0
+        if self.seed is not None: seen.append([args[0], self.rank, batch.positions[counts].tolist()])
         yield batch
 Batches.epoch = watched
 
-how = dict(checkpoint=out/"checkpoints", every=5, resume="resume" in layout) if "checkpoint" in layout else {}
-history = fit(model, task, epochs=6, batch_size=8, unfreeze_at={3: 1, 5: 0} if "batchnorm" in layout else {3: 1}, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout, **how)
+how = dict(epochs=6, batch_size=8, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout)
+if "checkpoint" in layout: how |= dict(checkpoint=out/"checkpoints", every=5, resume="resume" in layout)
+history = fit(model, task, unfreeze_at={3: 1, 5: 0} if "batchnorm" in layout else {3: 1}, **how)
 rank = PartialState().process_index
-(out/f"rank{rank}.json").write_text(json.dumps(dict(losses=history.train_loss, validation=[[e["validation_loss"], e["validation_accuracy"]] for e in history.epochs], seen=seen,
-                                                    prefix=history.prefix, accuracy=evaluate(model, task.test).accuracy, weights=[p.double().sum().item() for p in model.parameters()])))
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group() # or a thread of it may outlive Python, and abort
+validation = [[epoch["validation_loss"], epoch["validation_accuracy"]] for epoch in history.epochs]
+told = dict(losses=history.train_loss, validation=validation, seen=seen, prefix=history.prefix)
+told |= dict(accuracy=evaluate(model, task.test).accuracy)
+told |= dict(weights=[p.double().sum().item() for p in model.parameters()])
+(out/f"rank{rank}.json").write_text(json.dumps(told))
+if torch.distributed.is_initialized(): # or a thread of it may outlive Python, and abort
+    torch.distributed.destroy_process_group()
 '''
 
 
@@ -52,10 +67,13 @@ def free_port():
         return str(s.getsockname()[1])
 
 
+accelerate = ("accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+              "--dynamo_backend no --main_process_port")
+torchrun = "torch.distributed.run --nproc_per_node 2 --master_port"
 launchers = {
     "one": lambda: [sys.executable],
-    "accelerate": lambda: [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()],
-    "torchrun": lambda: [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()],
+    "accelerate": lambda: [sys.executable, "-m", *accelerate.split(), free_port()],
+    "torchrun": lambda: [sys.executable, "-m", *torchrun.split(), free_port()],
 }
 
 
@@ -63,8 +81,11 @@ def run(launcher, folder, quiet, *layout):
     "`accelerate launch --cpu` would start a single process, without MPI; --multi_gpu starts two, with or without a GPU"
     folder.mkdir(exist_ok=True)
     (folder/"script.py").write_text(script)
-    env = {k: v for k, v in quiet.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run([*launchers[launcher](), str(folder/"script.py"), str(folder), *layout], env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
+    env = {k: v for k, v in quiet.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env |= dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
+    command = [*launchers[launcher](), str(folder/"script.py"), str(folder), *layout]
+    how = dict(capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+    done = subprocess.run(command, env=env, cwd=folder, **how)
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
     assert len(ranks) == (1 if launcher == "one" else 2)
@@ -85,17 +106,20 @@ def test_two_processes_do_as_one_does(tmp_path, quiet, one):
     for epoch in range(1, 7): # a position is one among a process's own examples, which are every second one
         owned = sorted(2 * p + rank for r in ranks for e, rank, positions in r["seen"] for p in positions if e == epoch)
         assert owned == list(range(61)), "no example is dropped or counted twice"
-    assert "blocks run once for 48 examples" in ranks[0]["prefix"] and "blocks run once for 46 examples" in ranks[1]["prefix"], "each keeps its own share"
-    assert said.count("48 examples") == 2 and "46 examples" not in said and said.count("0/48 [00:00<?") == said_alone.count("0/48 [00:00<?"), "told once, by one of them"
+    shares = [f"blocks run once for {count} examples" for count in (48, 46)]
+    assert all(share in rank["prefix"] for share, rank in zip(shares, ranks)), "each keeps its own share"
+    assert said.count("48 examples") == 2 and "46 examples" not in said, "told once, by one of them"
+    bar = "0/48 [00:00<?"
+    assert said.count(bar) == said_alone.count(bar)
     assert len(list((tmp_path/"checkpoints").glob("step-*"))) == 2 and not list((tmp_path/"checkpoints").glob("*.part"))
     newest = max((tmp_path/"checkpoints").glob("step-*")) # as if killed before the end
     newest.unlink()
     again, _ = run("accelerate", tmp_path, quiet, "checkpoint", "resume")
-    assert [r["losses"] for r in again] == [r["losses"] for r in ranks] and [r["weights"] for r in again] == [r["weights"] for r in ranks]
+    for name in "losses", "weights": assert [rank[name] for rank in again] == [rank[name] for rank in ranks]
 
 
 def test_torchrun_without_a_cache(tmp_path, quiet, one):
-    "In the last two epochs BatchNorm learns, from each process's part of a batch: it goes on, and the losses are no longer the same"
+    "In the last two epochs BatchNorm learns, from each process's part of a batch: it goes on, with other losses"
     ranks, _ = run("torchrun", tmp_path, quiet, "uncached", "batchnorm")
     for rank in ranks:
         np.testing.assert_allclose(rank["losses"][:4], one[0][0]["losses"][:4], rtol=1e-5)
@@ -107,6 +131,10 @@ def test_each_example_is_judged_once(count, world, batch_size):
     "Also where a process owns one example of a batch, or none"
     examples = Examples(torch.arange(float(count))[:, None], torch.arange(count))
     asked = Classification(list(map(str, range(count))))
-    shares = [Batches(as_model(nn.Identity()), examples, asked, batch_size, rank=rank, world=world) for rank in range(world)]
-    for share in shares: assert sorted(p for batch in share.epoch() for p in batch.positions.tolist()) == list(range(len(share.examples)))
-    assert sorted(label for share in shares for batch in share.epoch() for label in batch.targets.tolist()) == list(range(count))
+    model = as_model(nn.Identity())
+    shares = [Batches(model, examples, asked, batch_size, rank=rank, world=world) for rank in range(world)]
+    for share in shares:
+        positions = [p for batch in share.epoch() for p in batch.positions.tolist()]
+        assert sorted(positions) == list(range(len(share.examples)))
+    labels = [label for share in shares for batch in share.epoch() for label in batch.targets.tolist()]
+    assert sorted(labels) == list(range(count))

@@ -119,7 +119,7 @@ class Batch:
     targets: object # as the objective's `collate` gave them; None: there are none
     positions: torch.Tensor # int64[B], among this process's examples
     count: int # examples of all processes
-    weights: torch.Tensor|None = None # float[B], of the losses, if there are several processes
+    weights: torch.Tensor|None = None # float64[B], of the losses, if there are several processes
 
     def to(self, device:torch.device) -> "Batch":
         "The same on another device."
@@ -224,7 +224,8 @@ class Batches:
         if self.seed is not None: # who owns next to nothing takes part all the same: BatchNorm cannot learn from one
             free = (p for p in range(min(len(self.examples), len(own) + 2)) if p not in own)
             others = [p for p, _ in zip(free, range(2 - len(own)))]
-        return own + others, torch.tensor([self.world / len(positions)] * len(own) + [0.0] * len(others))
+        weights = [self.world / len(positions)] * len(own) + [0.0] * len(others)
+        return own + others, torch.tensor(weights, dtype=torch.float64)
 
     # A batch
 
