@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'batch_order', 'in_batches', 'fast_batch', 'encode_pairs', 'encode', 'few_of', 'example_seed', 'varied',
-           'Batch', 'Whole', 'Batches']
+           'Batch', 'Whole', 'Prepared', 'Ordered', 'Batches']
 
 # %% ../../nbs/engine/24_batches.ipynb #06d5635e
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import Examples
-from .models import Model, as_model, tensors_in, to_device
+from .models import Model, as_model, network_inputs, tensors_in, to_device
 from .objective import Objective, joined, take
 from .states import Layout, States
 
@@ -87,9 +87,10 @@ def few_of(model:Model,
            inputs:Sequence, # at least one
           )->list: # one or two encoded examples
     "A few examples, to try things on: the first, and a larger one if there is any among the next."
-    encoded = model.encode(inputs[:8])
-    def inputs_of(x): return len(x) if isinstance(x, list) else 1
-    largest = max(range(len(encoded)), key=lambda i: inputs_of(encoded[i]))
+    encoded = model.encode(inputs[:2])
+    if not any(isinstance(x, list) for x in encoded): return encoded
+    encoded = model.encode(inputs[:16])
+    largest = max(range(len(encoded)), key=lambda i: len(network_inputs(encoded[i:i + 1])))
     return [encoded[0], encoded[largest]] if largest else encoded[:2]
 
 def example_seed(*numbers:int # which run, epoch, example
@@ -140,8 +141,82 @@ class Whole(nn.Module):
 
     def forward(self, states, inputs, targets=None): return self.model.call(inputs, targets)
 
+# %% ../../nbs/engine/24_batches.ipynb #2e3e8b15
+class Prepared:
+    "Encoded examples, or their states, and how long they are."
+    def _differ(self, inputs) -> bool:
+        "Are inputs of different sizes, or more than one an example, or do targets move with them?"
+        few = self.model.encode(inputs[:2])
+        return self.model.moves_targets or any(isinstance(x, list) for x in few) or self.model.lengths(few) is not None
+
+    def encode(self, progress:bool=False):
+        "Prepare the inputs, if that is not done."
+        if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
+
+    def use(self, cut, states:States|None, # None: the inputs themselves
+            progress:bool=False):
+        "Go on from the states of a cut."
+        self.cut, self.states = cut, states
+        if states is None or cut.needs_inputs: self.encode(progress)
+        elif self.layout.tokens is None and self.layout.single: self.encoded = None # images are large
+
+    def _length(self, positions:list[int]) -> int|None:
+        "Texts to learn from are padded to a multiple of four tokens: a kernel is compiled, and kept, for each length."
+        if self.longest is None: return None
+        longest = int(self.layout.tokens[self.layout.inputs_of(positions)].max())
+        return min(-(-longest // 4) * 4, self.longest)
+
+    def _seeds(self, positions:Sequence[int], epoch:int) -> list[int]:
+        "A seed for each example in this epoch, whoever owns it."
+        return [example_seed(self.seed or 0, epoch, p * self.world + self.rank) for p in positions]
+
+    def _targets(self, positions:list[int], at:torch.Tensor, epoch:int):
+        values = self.collated if self.views is None else self.views[epoch % len(self.views)]
+        seeds = torch.tensor(self._seeds(positions, epoch)) if self.objective.random else None
+        return self.objective.collate(take(values, at if hasattr(values, "shape") else positions), seeds)
+
+    def _varied(self, encoded:list, positions:list[int], epoch:int) -> tuple[list, object]:
+        "A random view of each, and targets that follow, if the model moves them."
+        moves, seeds = self.model.moves_targets, self._seeds(positions, epoch)
+        targets = take(self.collated, positions) if moves else [None] * len(positions)
+        encoded, moved = varied(self.model, encoded, targets, seeds)
+        if moves: return encoded, self.objective.collate(moved, torch.tensor(seeds))
+        at = torch.tensor(positions)
+        return encoded, None if self.targets is None else self._targets(positions, at, epoch)
+
+    def _batch(self, positions:list[int], count:int, epoch:int, weights=None) -> Batch:
+        at = torch.tensor(positions)
+        targets = None if self.targets is None else self._targets(positions, at, epoch)
+        if self.states is not None and not self.cut.needs_inputs:
+            return Batch(self.states.of(at, epoch), None, targets, at, count, weights)
+        encoded = [self.encoded[i] for i in positions]
+        if self.augments and self.states is None: encoded, targets = self._varied(encoded, positions, epoch)
+        inputs = self.model.collate(encoded, self._length(positions))
+        mask = self.model.mask(inputs)
+        length = None if mask is None else mask.shape[1]
+        states = None if self.states is None else self.states.of(at, epoch, length)
+        return Batch(states, inputs, targets, at, count, weights)
+
+# %% ../../nbs/engine/24_batches.ipynb #ffaae7e5
+class Ordered(Prepared):
+    "Which examples go together in an epoch."
+    def __len__(self): return len(self.order(0))
+
+    def _fast_order(self) -> list[list[int]]:
+        if self.layout.tokens is not None: return in_batches(self.lengths, TOKENS)
+        example = tensors_in(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0])))
+        most = fast_batch(max(example, key=torch.numel))
+        return in_batches(self.lengths, most)
+
+    def order(self, epoch:int) -> list[list[int]]:
+        "The positions of each batch, among all processes' examples; they depend on the seed and the epoch alone."
+        if self.seed is None and self.batch_size is None: return self._fast_order()
+        if self.seed is None: return batch_order(self.lengths, self.batch_size)
+        generator = torch.Generator().manual_seed(example_seed(self.seed, epoch))
+        return batch_order(self.lengths, self.batch_size, generator)
+
 # %% ../../nbs/engine/24_batches.ipynb #ca3619be
-class Batches:
+class Batches(Ordered):
     "Encoded examples, or their states, batched as `batch_order` says, anew in each epoch."
     def __init__(self,
                  model:Model,
@@ -173,43 +248,10 @@ class Batches:
         elif encode_now: self.encode(progress)
         self.augments = seed is not None and model.varies
 
-    def _differ(self, inputs) -> bool:
-        "Are inputs of different sizes, or more than one an example, or do targets move with them?"
-        few = self.model.encode(inputs[:2])
-        return self.model.moves_targets or any(isinstance(x, list) for x in few) or self.model.lengths(few) is not None
-
-    def __len__(self): return len(self.order(0))
-
-    def encode(self, progress:bool=False):
-        "Prepare the inputs, if that is not done."
-        if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
-
-    def use(self, cut, states:States|None, # None: the inputs themselves
-            progress:bool=False):
-        "Go on from the states of a cut."
-        self.cut, self.states = cut, states
-        if states is None or cut.needs_inputs: self.encode(progress)
-        elif self.layout.tokens is None and self.layout.single: self.encoded = None # images are large
-
     def first(self, count:int=1) -> Batch:
         "The first examples, as a batch to try things on."
         positions = list(range(min(count, len(self.examples))))
         return self._batch(positions, len(positions), 0)
-
-    # The order
-
-    def _fast_order(self) -> list[list[int]]:
-        if self.layout.tokens is not None: return in_batches(self.lengths, TOKENS)
-        example = tensors_in(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0])))
-        most = fast_batch(max(example, key=torch.numel))
-        return in_batches(self.lengths, most)
-
-    def order(self, epoch:int) -> list[list[int]]:
-        "The positions of each batch, among all processes' examples; they depend on the seed and the epoch alone."
-        if self.seed is None and self.batch_size is None: return self._fast_order()
-        if self.seed is None: return batch_order(self.lengths, self.batch_size)
-        generator = torch.Generator().manual_seed(example_seed(self.seed, epoch))
-        return batch_order(self.lengths, self.batch_size, generator)
 
     def epoch(self, epoch:int=0, first:int=0) -> Iterator[Batch]:
         "The batches of an epoch, from number `first` on."
@@ -226,42 +268,3 @@ class Batches:
             others = [p for p, _ in zip(free, range(2 - len(own)))]
         weights = [self.world / len(positions)] * len(own) + [0.0] * len(others)
         return own + others, torch.tensor(weights, dtype=torch.float64)
-
-    # A batch
-
-    def _batch(self, positions:list[int], count:int, epoch:int, weights=None) -> Batch:
-        at = torch.tensor(positions)
-        targets = None if self.targets is None else self._targets(positions, at, epoch)
-        if self.states is not None and not self.cut.needs_inputs:
-            return Batch(self.states.of(at, epoch), None, targets, at, count, weights)
-        encoded = [self.encoded[i] for i in positions]
-        if self.augments and self.states is None: encoded, targets = self._varied(encoded, positions, epoch)
-        inputs = self.model.collate(encoded, self._length(positions))
-        mask = self.model.mask(inputs)
-        length = None if mask is None else mask.shape[1]
-        states = None if self.states is None else self.states.of(at, epoch, length)
-        return Batch(states, inputs, targets, at, count, weights)
-
-    def _length(self, positions:list[int]) -> int|None:
-        "Texts to learn from are padded to a multiple of four tokens: a kernel is compiled, and kept, for each length."
-        if self.longest is None: return None
-        longest = int(self.layout.tokens[self.layout.inputs_of(positions)].max())
-        return min(-(-longest // 4) * 4, self.longest)
-
-    def _seeds(self, positions:Sequence[int], epoch:int) -> list[int]:
-        "A seed for each example in this epoch, whoever owns it."
-        return [example_seed(self.seed or 0, epoch, p * self.world + self.rank) for p in positions]
-
-    def _targets(self, positions:list[int], at:torch.Tensor, epoch:int):
-        values = self.collated if self.views is None else self.views[epoch % len(self.views)]
-        seeds = torch.tensor(self._seeds(positions, epoch)) if self.objective.random else None
-        return self.objective.collate(take(values, at if hasattr(values, "shape") else positions), seeds)
-
-    def _varied(self, encoded:list, positions:list[int], epoch:int) -> tuple[list, object]:
-        "A random view of each, and targets that follow, if the model moves them."
-        moves, seeds = self.model.moves_targets, self._seeds(positions, epoch)
-        targets = take(self.collated, positions) if moves else [None] * len(positions)
-        encoded, moved = varied(self.model, encoded, targets, seeds)
-        if moves: return encoded, self.objective.collate(moved, torch.tensor(seeds))
-        at = torch.tensor(positions)
-        return encoded, None if self.targets is None else self._targets(positions, at, epoch)
