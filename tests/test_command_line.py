@@ -82,7 +82,7 @@ def test_interrupted_run_keeps_its_best(quiet):
     command = [program, *text_command, "--epochs", "500"]
     process = subprocess.Popen(command, env=quiet, preexec_fn=allow_interruption, **pipes)
     seen = ""
-    while "validation=" not in seen:
+    while "validation accuracy" not in seen:
         seen += process.stderr.read(1)
         assert process.poll() is None, seen
     process.send_signal(signal.SIGINT)
@@ -334,7 +334,7 @@ def test_interrupted_training_of_your_own_is_saved_and_a_second_run_is_refused(q
     command = [program, "text", str(reviews), "--freeze-depth", "7", "--epochs", "100000", "--out", str(out), "--json"]
     process = subprocess.Popen(command, env=quiet, preexec_fn=allow_interruption, **pipes)
     seen = ""
-    while "validation=" not in seen:
+    while "validation accuracy" not in seen:
         seen += process.stderr.read(1)
         assert process.poll() is None, seen
     second = subprocess.Popen([*command, "--overwrite"], env=quiet, **pipes)
