@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_structure
 
 from .models import Model, tensors_in, to_device
 from .states import Layout
@@ -126,9 +126,12 @@ class Trial:
         first = [i for i, module in enumerate(self.head) if _learns_or_varies(module)][0]
         row = self.head[first:]
         place, suffix = (self.paths[row[0]], True), Suffix(nn.Sequential(*row)).eval()
-        (states,) = watch(self.model, [place], lambda network: network.call(self.inputs))
+        (states,), whole = watch(self.model, [place], lambda network: network.call(self.inputs)), self.expected[-1]
         if not torch.is_tensor(states) or self.tokens is not None and states.ndim > 2: return # a row for each token
-        if alike(suffix([states]), self.expected[-1]): yield [self.source(place, states)], suffix, False
+        try: halves = suffix([states])
+        except Exception: return # its modules do not run in a row
+        if tree_structure(halves) == tree_structure(whole) and alike(halves, whole):
+            yield [self.source(place, states)], suffix, False
 
     def _readings(self, needs_inputs:bool) -> Iterator[list[nn.Module]]:
         "Which frozen modules' outputs are read."
