@@ -1,13 +1,18 @@
-"""A sweep does what the runs would do one by one, chooses on validation alone, and can be stopped, saved and asked again."""
-import json, sys
-from pathlib import Path
+"""A sweep does what runs would do one by one, chooses on validation alone, can be stopped, saved and asked again."""
+import json
+import sys
 from types import SimpleNamespace
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from torch import nn
-from finetune_nb import cli, data, depth, evaluate, fit, freeze, text, training, vision
+
+from finetune_nb import cli, data, depth, evaluate, fit, freeze, text, vision
 from finetune_nb.data import Examples, Task
-from finetune_nb.depth import Sweep, cheapest, difference, one_by_one, optimism, rungs, sweep, train_only
+from finetune_nb.depth import Sweep, difference, optimism, rungs, sweep, train_only
+from finetune_nb.engine import runs as running
+from finetune_nb.engine.history import History
 from finetune_nb.freezing import blocks, fingerprint
 
 
@@ -23,7 +28,8 @@ def resnet(seed, **more): return vision.classifier("resnet18-fractal", 10, image
 def bert(seed): return text.classifier("minilm", 10, seed=seed)
 
 
-@pytest.mark.parametrize("make_model, task, depths", [(resnet, "digits", [0, 2, 5]), (bert, "topics", [5, 7])], ids=["images", "texts"])
+@pytest.mark.parametrize("make_model, task, depths", [(resnet, "digits", [0, 2, 5]), (bert, "topics", [5, 7])],
+                         ids=["images", "texts"])
 def test_sharing_changes_no_result(request, make_model, task, depths):
     "Put back, cut and cached, a run has the losses of a run alone"
     task = request.getfixturevalue(task)
@@ -40,12 +46,22 @@ def test_sharing_changes_no_result(request, make_model, task, depths):
 
 def test_one_pass_serves_all(digits, monkeypatch):
     "Three passes of the prefix, one for each part, whatever the depths and seeds; `fit` finds the rest"
-    passes, real = [], depth.run_prefix
-    monkeypatch.setattr(depth, "run_prefix", lambda cuts, *args, **more: passes.append([cut.depth for cut in cuts]) or real(cuts, *args, **more))
-    fitted, real_fit = [], depth.fit
-    monkeypatch.setattr(depth, "fit", lambda *args, **more: fitted.append(real_fit(*args, **more)) or fitted[-1])
+    passes, judged, fitted = [], [], []
+    real_prefix, real_fit = running.run_prefix, running.fit
+    def run_prefix(cuts, *args, **more):
+        states = real_prefix(cuts, *args, **more)
+        if isinstance(cuts, list): passes.append(sorted(cut.depth for cut in cuts))
+        else: judged.append(states[0].where)
+        return states
+    def noted(*args, **more):
+        fitted.append(real_fit(*args, **more))
+        return fitted[-1]
+    monkeypatch.setattr(running, "run_prefix", run_prefix)
+    monkeypatch.setattr(running, "fit", noted)
     sweep(resnet, digits, [1, 3, 5], seeds=2, strategy="all", epochs=1, progress=False)
-    assert [sorted(depths) for depths in passes] == [[1, 3, 5]] * 3 and len(fitted) == 6 and all("found in" in history.prefix for history in fitted)
+    assert passes == [[1, 3, 5]] * 3 and len(fitted) == 6
+    assert all("found in" in history.prefix for history in fitted)
+    assert len(judged) == 12 and all(where.startswith("found in") for where in judged), "validation and test"
 
 
 def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
@@ -54,24 +70,32 @@ def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
     shared = sweep(scratch, digits, [5], seeds=2, strategy="all", epochs=2, precision="fp32", progress=False)
     for seed, row in enumerate(shared.rows):
         freeze(model := scratch(seed), 5)
-        assert np.allclose([loss for _, loss, _ in row["curve"]], fit(model, digits, 2, seed=seed, precision="fp32", progress=False).train_loss, rtol=1e-4)
+        alone = fit(model, digits, 2, seed=seed, precision="fp32", progress=False)
+        assert np.allclose([loss for _, loss, _ in row["curve"]], alone.train_loss, rtol=1e-4)
 
 
 def test_halving_spends_what_it_says(digits):
-    "The first seed closes in on the best depths, the better half has the second, and half of these the third; the head alone has all"
+    """The first seed closes in on the best depths, the better half has the second, half of these the third; the head
+    alone has all"""
     halved = sweep(resnet, digits, seeds=[4, 1, 2], epochs=1, progress=False)
     seeds = {depth: list(halved.right(depth)) for depth in halved.depths}
-    assert sorted(map(len, seeds.values())) in ([1, 1, 2, 3, 3], [1, 1, 1, 2, 3, 3]) and seeds[5] == [1, 2, 4] and all(4 in own for own in seeds.values())
+    assert sorted(map(len, seeds.values())) in ([1, 1, 2, 3, 3], [1, 1, 1, 2, 3, 3])
+    assert seeds[5] == [1, 2, 4] and all(4 in own for own in seeds.values())
     first = {depth: halved.right(depth)[4].mean() for depth in seeds if depth != 5}
-    assert {0, 2, 4} <= set(first) and {depth for depth in (max((0, 2, 4), key=lambda depth: (first[depth], depth)) + side for side in (-1, 1)) if depth in range(5)} <= set(first)
-    assert min(first[depth] for depth in first if len(seeds[depth]) > 1) >= max(first[depth] for depth in first if len(seeds[depth]) == 1)
+    best = max((0, 2, 4), key=lambda depth: (first[depth], depth))
+    assert {0, 2, 4} | {depth for depth in (best - 1, best + 1) if depth in range(5)} <= set(first)
+    repeated, once = ([first[depth] for depth in first if (len(seeds[depth]) > 1) == again] for again in (True, False))
+    assert min(repeated) >= max(once)
     for row in halved.rows:
         assert [point[0] for point in row["curve"]] == [1] and row["epochs"] == 1 and row["peak_memory"] > 0
-        assert row["validation_accuracy"] == pytest.approx(halved.right(row["depth"])[row["seed"]].mean()) and 0 <= row["accuracy"] <= 1
+        right = halved.right(row["depth"])[row["seed"]]
+        assert row["validation_accuracy"] == pytest.approx(right.mean()) and 0 <= row["accuracy"] <= 1
     recommended = halved.recommend()
-    assert len(seeds[recommended.depth]) == 3 and recommended.interval[0] <= recommended.gain_over_head_only <= recommended.interval[1]
+    lowest, highest = recommended.interval
+    assert len(seeds[recommended.depth]) == 3 and lowest <= recommended.gain_over_head_only <= highest
     skipped = 6 - len(seeds)
-    assert f"({f'{skipped} not tried, ' * skipped}{4 - skipped} given up after fewer seeds)" in recommended.reason and recommended.gain_over_full is not None
+    left = f"({f'{skipped} not tried, ' * skipped}{4 - skipped} given up after fewer seeds)"
+    assert left in recommended.reason and recommended.gain_over_full is not None
     assert halved.summary().seeds.to_dict() == {depth: len(own) for depth, own in seeds.items()}
 
 
@@ -80,8 +104,9 @@ def test_closing_in_climbs_a_hill(count):
     "Wherever the top is, it or its neighbour is found, and no run is done twice"
     for top in range(count):
         runs = SimpleNamespace(blocks=[None] * (count + 1), tried=[])
-        runs.learn, runs.so_far = lambda depth, seed, epochs: runs.tried.append((depth, seed)), lambda depth: -abs(depth - top)
-        depth._halving(runs, range(count, -1, -1), [7, 8], 1, lambda depth: None)
+        def learn(depths, seed): runs.tried.extend((depth, seed) for depth in depths)
+        runs.so_far = lambda depth: -abs(depth - top)
+        depth._halving(runs, range(count, -1, -1), [7, 8], learn)
         first, second = [d for d, seed in runs.tried if seed == 7], [d for d, seed in runs.tried if seed == 8]
         assert first[0] == second[0] == count, "the head alone, with every seed"
         found, most = min(first[1:], key=lambda depth: abs(depth - top)), rungs(count, 2)
@@ -91,40 +116,55 @@ def test_closing_in_climbs_a_hill(count):
 
 def test_halving_tries_what_all_tries(digits):
     "A run is the same run, whatever was tried before it"
-    halved, whole = (sweep(resnet, digits, [1, 4, 5], seeds=2, epochs=1, strategy=strategy, precision="fp32", progress=False) for strategy in ("halving", "all"))
+    more = dict(seeds=2, epochs=1, precision="fp32", progress=False)
+    halved, whole = (sweep(resnet, digits, [1, 4, 5], strategy=strategy, **more) for strategy in ("halving", "all"))
     def told(row): return [row["curve"], row["right"], row["accuracy"]]
     of_whole = {(row["depth"], row["seed"]): told(row) for row in whole.rows}
-    assert len(halved.rows) == 5 < len(whole.rows) == 6 and all(told(row) == of_whole[row["depth"], row["seed"]] for row in halved.rows)
+    assert len(halved.rows) == 5 < len(whole.rows) == 6
+    assert all(told(row) == of_whole[row["depth"], row["seed"]] for row in halved.rows)
 
 
 def test_the_test_examples_choose_nothing(digits):
     "With other test labels, the same is tried and recommended"
-    wrong = Task("digits", "image", digits.classes, digits.train, digits.validation, Examples(digits.test.inputs, (digits.test.labels + 1) % 10))
+    others = Examples(digits.test.inputs, (digits.test.labels + 1) % 10)
+    wrong = Task("digits", "image", digits.classes, digits.train, digits.validation, others)
     ours, theirs = (sweep(resnet, task, seeds=1, epochs=3, progress=False) for task in (digits, wrong))
-    assert ours.recommend() == theirs.recommend() and [r["right"] for r in ours.rows] == [r["right"] for r in theirs.rows]
+    assert ours.recommend() == theirs.recommend()
+    assert [r["right"] for r in ours.rows] == [r["right"] for r in theirs.rows]
     assert [r["accuracy"] for r in ours.rows] != [r["accuracy"] for r in theirs.rows]
 
 
 def test_augmentation_and_networks_that_cannot_be_cut(digits):
-    class Shortcut(nn.Sequential):
+    class Shortcut(nn.Sequential): # cut in two places
         def forward(self, x):
             x = x.float().flatten(1) / 255
             return self[2](self[1](self[0](x)) + self[0](x))
-    def shortcut(seed):
-        torch.manual_seed(0)
-        layers = [nn.Linear(784, 8), nn.Linear(8, 8)]
-        torch.manual_seed(seed)
-        return Shortcut(*layers, nn.Linear(8, 10))
-    assert sweep(shortcut, digits, seeds=2, strategy="all", epochs=1, progress=False).depths == [0, 1, 2]
-    augmented = sweep(lambda seed: resnet(seed, augment=vision.augmentation()), digits, [3, 5], seeds=1, strategy="all", epochs=1, progress=False)
+    class Looks(nn.Sequential): # into its own weights: it cannot be cut
+        def forward(self, x):
+            x = x.float().flatten(1) / 255
+            return self[2](self[1](self[0](x))) * self[0].weight.abs().mean() + self[1].weight.mean()
+    more = dict(strategy="all", epochs=1, progress=False)
+    for kind in Shortcut, Looks:
+        def make(seed):
+            torch.manual_seed(0)
+            layers = [nn.Linear(784, 8), nn.Linear(8, 8)]
+            torch.manual_seed(seed)
+            return kind(*layers, nn.Linear(8, 10))
+        assert sweep(make, digits, seeds=2, **more).depths == [0, 1, 2]
+    def turned(seed): return resnet(seed, augment=vision.augmentation())
+    augmented = sweep(turned, digits, [3, 5], seeds=1, **more)
     assert augmented.depths == [3, 5]
 
 
 def made_up(right, blocks=3):
     "A sweep whose runs have these validation examples right"
-    rows = [dict(depth=d, block=f"block{d}", seed=s, accuracy=0.5, macro_f1=0.5, validation_accuracy=float(np.mean(run)), seconds=1.0, trainable_parameters=blocks - d, peak_memory=1, epochs=10,
-                 curve=[], right="".join(str(int(x)) for x in run)) for d, runs in right.items() for s, run in enumerate(runs)]
-    return Sweep("made up", "none", "all", [f"block{i}" for i in range(blocks)], [1] * blocks, rows, budget=10, num_validation=np.shape(right[max(right)])[1])
+    def row(depth, seed, run):
+        return dict(depth=depth, block=f"block{depth}", seed=seed, accuracy=0.5, macro_f1=0.5, seconds=1.0, epochs=10,
+                    validation_accuracy=float(np.mean(run)), trainable_parameters=blocks - depth, peak_memory=1,
+                    curve=[], right="".join(str(int(x)) for x in run))
+    rows = [row(depth, seed, run) for depth, runs in right.items() for seed, run in enumerate(runs)]
+    names, count = [f"block{i}" for i in range(blocks)], np.shape(right[max(right)])[1]
+    return Sweep("made up", "none", "all", names, [1] * blocks, rows, budget=10, num_validation=count)
 
 
 def test_recommends_the_cheapest_within_the_noise():
@@ -132,15 +172,18 @@ def test_recommends_the_cheapest_within_the_noise():
     good = (rng.random((3, 200)) < 0.9).astype(int)
     nearly, bad = good.copy(), good * (rng.random((3, 200)) < 0.8)
     nearly[0, 0] = 1 - good[0, 0]
-    assert made_up({0: good, 1: good, 2: bad}).recommend().depth == 1 and made_up({0: good, 1: nearly, 2: bad}).recommend(noise=0.5).depth == 1
+    assert made_up({0: good, 1: good, 2: bad}).recommend().depth == 1
     found = made_up({0: good, 1: nearly, 2: bad}).recommend(noise=0.5)
+    assert found.depth == 1
     assert found.gain_over_head_only == pytest.approx(nearly.mean() - bad.mean(), abs=0.005) and found.interval[0] > 0
     assert made_up({0: good, 2: bad}).recommend().depth == 0
     assert made_up({0: good, 1: bad, 2: good}).recommend().gain_over_head_only == 0
-    assert made_up({0: good, 1: bad}).recommend().gain_over_head_only is None and made_up({1: good, 2: bad}).recommend().gain_over_full is None
+    assert made_up({0: good, 1: bad}).recommend().gain_over_head_only is None
+    assert made_up({1: good, 2: bad}).recommend().gain_over_full is None
     fewer = made_up({0: good[:1], 1: bad, 2: bad}).recommend()
     assert fewer.depth != 0 and "1 given up after fewer seeds" in fewer.reason, "what had fewer seeds is no candidate"
-    assert fewer.gain_over_full == pytest.approx(bad[0].mean() - good[0].mean(), abs=0.02), "and is compared with the seeds that both had"
+    expected = bad[0].mean() - good[0].mean() # compared with the seeds that both had
+    assert fewer.gain_over_full == pytest.approx(expected, abs=0.02)
 
 
 def test_the_lucky_one_is_seen_through():
@@ -163,9 +206,10 @@ def test_the_interval_holds_the_truth_where_the_truth_is_known():
     rng, held = np.random.default_rng(0), []
     for _ in range(400):
         hard = rng.random(200)
-        ours, theirs = ((hard + 0.15 * rng.normal(size=(3, 200)) < level).astype(float) for level in (0.92, 0.85))
+        def right(hard, shape, level): return (hard + 0.15 * rng.normal(size=shape) < level).astype(float)
+        ours, theirs = (right(hard, (3, 200), level) for level in (0.92, 0.85))
         many = rng.random(20_000)
-        truth = np.mean((many + 0.15 * rng.normal(size=20_000) < 0.92).astype(float) - (many + 0.15 * rng.normal(size=20_000) < 0.85))
+        truth = np.mean(right(many, 20_000, 0.92) - right(many, 20_000, 0.85))
         gain, error = difference(ours, theirs)
         held.append(abs(gain - truth) <= 1.96 * error)
     assert 0.92 <= np.mean(held) <= 1
@@ -176,9 +220,12 @@ def test_saved_and_asked_again(digits, tmp_path):
     file = swept.save(tmp_path/"new"/"sweep.json")
     assert Sweep.load(file) == swept and Sweep.load(file).recommend() == swept.recommend()
     saved = json.loads(file.read_text(encoding="utf-8"))
-    assert {"task", "model", "strategy", "blocks", "parameters", "labels_per_class", "rows", "recommendation"} <= saved.keys()
-    assert {"depth", "block", "seed", "accuracy", "macro_f1", "validation_accuracy", "seconds", "trainable_parameters", "peak_memory", "epochs", "curve"} <= saved["rows"][0].keys()
-    assert {"depth", "gain_over_head_only", "gain_over_full", "interval", "reason"} <= saved["recommendation"].keys() and saved["labels_per_class"] == 3
+    assert {"task", "model", "strategy", "blocks", "parameters", "labels_per_class", "rows",
+            "recommendation"} <= saved.keys()
+    assert {"depth", "block", "seed", "accuracy", "macro_f1", "validation_accuracy", "seconds",
+            "trainable_parameters", "peak_memory", "epochs", "curve"} <= saved["rows"][0].keys()
+    assert {"depth", "gain_over_head_only", "gain_over_full", "interval", "reason"} <= saved["recommendation"].keys()
+    assert saved["labels_per_class"] == 3
     assert swept.plot()._repr_png_().startswith(b"\x89PNG") and "made up" in repr(made_up({0: np.ones((1, 4))}))
     for broken in ("", "[1]", '{"rows": []}'):
         file.write_text(broken)
@@ -194,11 +241,12 @@ def test_kept_states_are_found_by_the_next_sweep(digits, tmp_path):
 
 
 def test_models_of_different_parts_are_refused(digits):
-    with pytest.raises(ValueError, match="different parts"): sweep(lambda seed: resnet(0) if seed == 0 else nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 10)), digits, progress=False)
+    def make(seed): return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 10)) if seed else resnet(0)
+    with pytest.raises(ValueError, match="different parts"): sweep(make, digits, progress=False)
 
 
 def test_ctrl_c_ends_a_sweep(digits, monkeypatch):
-    monkeypatch.setattr(depth, "fit", lambda *args, **more: training.History({}, stopped="interrupted"))
+    monkeypatch.setattr(running, "fit", lambda *args, **more: History({}, stopped="interrupted"))
     with pytest.raises(KeyboardInterrupt): sweep(resnet, digits, [5], progress=False)
 
 
@@ -226,10 +274,13 @@ def test_the_command(monkeypatch, capsys, tmp_path, digits):
     assert main(monkeypatch, *options, "--compare", "--save", tmp_path/"sweep.json", "--json") == 0
     printed = capsys.readouterr().out
     result = json.loads(printed)
-    assert len(printed.splitlines()) == 1 and result["labels_per_class"] == 3 and result["model"] == "resnet18-fractal" and {0, 2, 4, 5} <= {row["depth"] for row in result["rows"]}
+    assert len(printed.splitlines()) == 1 and result["labels_per_class"] == 3
+    assert result["model"] == "resnet18-fractal" and {0, 2, 4, 5} <= {row["depth"] for row in result["rows"]}
     compare = result["compare"]
-    assert compare["ratio"] == pytest.approx(compare["seconds"] / compare["seconds_one_by_one"], rel=0.1) and len(compare["accuracy_one_by_one"]) == 6
-    assert Sweep.from_json(printed) == Sweep.load(tmp_path/"sweep.json") and (tmp_path/"sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert compare["ratio"] == pytest.approx(compare["seconds"] / compare["seconds_one_by_one"], rel=0.1)
+    assert len(compare["accuracy_one_by_one"]) == 6
+    assert Sweep.from_json(printed) == Sweep.load(tmp_path/"sweep.json")
+    assert (tmp_path/"sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_in_words(monkeypatch, capsys, topics):
@@ -240,8 +291,10 @@ def test_the_command_in_words(monkeypatch, capsys, topics):
 
 
 @pytest.mark.parametrize("options, sentence", [
-    (["image", "--strategy", "best"], "strategy must be"), (["image", "--save", "sweep.txt"], "ends in .json"), (["image", "no such folder"], "no folder"),
-    (["image", "--labels-per-class", "5000"], "too few"), (["text", "--pooling", "max"], "pooling must be")], ids=lambda value: "-".join(value) if isinstance(value, list) else "")
+    (["image", "--strategy", "best"], "strategy must be"), (["image", "--save", "sweep.txt"], "ends in .json"),
+    (["image", "no such folder"], "no folder"), (["image", "--labels-per-class", "5000"], "too few"),
+    (["text", "--pooling", "max"], "pooling must be")],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "")
 def test_nonsense_costs_one_sentence(monkeypatch, capsys, options, sentence):
     assert main(monkeypatch, *options) == 1
     printed = capsys.readouterr()
@@ -256,6 +309,8 @@ def test_an_interrupted_command_has_no_result(monkeypatch, capsys):
 
 
 def test_a_sweep_that_ended_can_be_saved_whatever_it_was_told():
-    rows = [dict(depth=depth, block=str(depth), seed=0, accuracy=0.5, macro_f1=0.5, validation_accuracy=0.5, seconds=1.0, trainable_parameters=1, peak_memory=1, epochs=2, curve=[], right="01") for depth in (0, 1)]
+    row = dict(seed=0, accuracy=0.5, macro_f1=0.5, validation_accuracy=0.5, seconds=1.0, trainable_parameters=1,
+               peak_memory=1, epochs=2, curve=[], right="01")
+    rows = [dict(depth=depth, block=str(depth)) | row for depth in (0, 1)]
     told = Sweep("digits", "small", "all", ["stem", "head"], [1, 1], rows, budget=2, settings=dict(clip=float("inf")))
     assert Sweep.from_json(told.to_json()).settings == dict(clip="inf")

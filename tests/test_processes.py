@@ -138,3 +138,12 @@ def test_each_example_is_judged_once(count, world, batch_size):
         assert sorted(positions) == list(range(len(share.examples)))
     labels = [label for share in shares for batch in share.epoch() for label in batch.targets.tolist()]
     assert sorted(labels) == list(range(count))
+
+
+def test_the_losses_of_all_processes_weigh_as_much_as_those_of_one():
+    examples = Examples(torch.arange(61.0)[:, None], torch.arange(61) % 3)
+    model, asked = as_model(nn.Identity()), Classification(["a", "b", "c"])
+    shares = [Batches(model, examples, asked, 6, seed=0, rank=rank, world=4).epoch(1) for rank in range(4)]
+    for step in zip(*shares):
+        weights = torch.cat([batch.weights for batch in step])
+        assert weights.sum().item() / 4 == pytest.approx(1, rel=1e-15) and (weights > 0).sum() == step[0].count

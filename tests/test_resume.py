@@ -1,15 +1,25 @@
 """A run that is killed with `kill -9` and resumed ends with the same weights, bit for bit, as one that was not."""
-import json, multiprocessing, os, random, shutil, signal, time
-from pathlib import Path
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
 
-import pytest, torch
+import pytest
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from finetune_nb import cache, fit, freeze, training
+
+from finetune_nb import fit, freeze
 from finetune_nb.data import Examples, Task
+from finetune_nb.engine import checkpoints, prefix, run
 from finetune_nb.freezing import fingerprint
 
-settings = dict(epochs=14, batch_size=7, unfreeze_at={5: 1, 10: 0}, learning_rate=1e-2, patience=9, every=4, progress=False)
+settings = dict(epochs=14, batch_size=7, unfreeze_at={5: 1, 10: 0}, learning_rate=1e-2, patience=9, every=4,
+                progress=False)
 
 
 def make():
@@ -75,7 +85,8 @@ def test_killed_at_random_moments(seed, task, whole, tmp_path):
         if child.is_alive(): os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert child.exitcode in (0, -signal.SIGKILL)
-        if child.exitcode == 0: (tmp_path/"model.safetensors").unlink() # done before it was killed: the next one has only to say so
+        if child.exitcode == 0: # done before it was killed: the next one has only to say so
+            (tmp_path/"model.safetensors").unlink()
     last = process(task, tmp_path/"checkpoints", tmp_path)
     last.join()
     assert last.exitcode == 0 and ended(tmp_path) == whole[:2]
@@ -97,10 +108,14 @@ def dies(module, name, time_of_death, before=True):
 
 
 @pytest.mark.parametrize("sabotage", [
-    dies(cache.Cut, "states", 5), dies(cache._Pass, "_finish", 1), dies(cache._Pass, "_finish", 2, before=False), # while the cache is filled
-    dies(training, "save", 3), dies(training.os, "fsync", 5), dies(training.os, "replace", 6), dies(training.os, "replace", 6, before=False), # while a checkpoint is written
-    dies(training, "freeze", 1), dies(training, "freeze", 1, before=False), dies(training, "freeze", 2), # at an unfreezing
-    dies(training._Run, "judge", 6), dies(training._Run, "judge", 6, before=False), # around the validation
+    # while the cache is filled
+    dies(prefix, "watch", 5), dies(prefix.Store, "finish", 1), dies(prefix.Store, "finish", 2, before=False),
+    # while a checkpoint is written
+    dies(checkpoints, "save", 3), dies(os, "fsync", 5), dies(os, "replace", 6), dies(os, "replace", 6, before=False),
+    # at an unfreezing
+    dies(run, "freeze", 1), dies(run, "freeze", 1, before=False), dies(run, "freeze", 2),
+    # around the validation
+    dies(run.Run, "judge", 6), dies(run.Run, "judge", 6, before=False),
 ])
 def test_killed_at_the_worst_moments(sabotage, task, whole, tmp_path):
     child = process(task, tmp_path/"checkpoints", tmp_path, sabotage)
@@ -113,20 +128,24 @@ def test_killed_at_the_worst_moments(sabotage, task, whole, tmp_path):
 
 
 def test_a_checkpoint_holds_all_that_the_contract_names(task, tmp_path):
-    from safetensors import safe_open
     fit(make(), task, checkpoint=tmp_path, cache=False, **settings)
-    with safe_open(max(tmp_path.iterdir()), "pt") as opened: names, about = set(opened.keys()), json.loads(opened.metadata()["fit"])
-    assert {"now.2.weight", "best.2.weight", "optimizer.2.weight.exp_avg", "optimizer.2.weight.exp_avg_sq", "optimizer.2.weight.step", "now.0.1.running_mean"} <= names
-    assert {"epoch", "batch", "scheduler", "randomness", "history", "epochs_without_improvement", "identity"} <= set(about) and "what learns" in about["identity"]
+    with safe_open(max(tmp_path.iterdir()), "pt") as opened:
+        names, about = set(opened.keys()), json.loads(opened.metadata()["fit"])
+    averages = {f"optimizer.2.weight.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
+    assert averages | {"now.2.weight", "best.2.weight", "now.0.1.running_mean"} <= names
+    assert {"epoch", "batch", "step", "total", "scheduler", "randomness", "history", "best_score", "best_objective",
+            "identity"} <= set(about)
+    assert {"what learns", "objective", "training examples", "frozen prefix"} <= set(about["identity"])
 
 
-def resume(task, folder, model=None, **changed): return fit(model or make(), task, checkpoint=folder, resume=True, views=2, **settings | changed)
+def resume(task, folder, model=None, **changed):
+    return fit(model or make(), task, checkpoint=folder, resume=True, views=2, **settings | changed)
 
 
 @pytest.fixture
 def begun(task, tmp_path):
     "A run that was stopped in the middle"
-    child = process(task, tmp_path/"run", tmp_path, dies(training._Run, "judge", 7))
+    child = process(task, tmp_path/"run", tmp_path, dies(run.Run, "judge", 7))
     child.join()
     return tmp_path/"run"
 
@@ -134,13 +153,18 @@ def begun(task, tmp_path):
 def test_a_foreign_or_damaged_checkpoint_is_refused_whole(task, begun):
     newest = max(begun.glob("step-*"))
     good = newest.read_bytes()
-    other = Task("corners", "points", task.classes, Examples(task.train.inputs + 1, task.train.labels), task.validation, task.test)
+    moved = Examples(task.train.inputs + 1, task.train.labels)
+    other = Task("corners", "points", task.classes, moved, task.validation, task.test)
     deeper = make()
     deeper[1].append(nn.Linear(24, 24))
-    for given, changed, message in ((task, dict(seed=1), "seed 0, now 1"), (task, dict(epochs=15), "epochs 14, now 15"), (task, dict(batch_size=6), "batch_size 7, now 6"),
-                                    (other, {}, "different are: training examples"), (task, dict(model=deeper), "different are: .*tensors"), (task, dict(unfreeze_at={5: 1}), "unfreeze_at")):
+    foreign = [(task, dict(seed=1), "seed 0, now 1"), (task, dict(epochs=15), "epochs 14, now 15"),
+               (task, dict(batch_size=6), "batch_size 7, now 6"), (other, {}, "different are: training examples"),
+               (task, dict(model=deeper), "different are: .*tensors"),
+               (task, dict(unfreeze_at={5: 1}), "unfreeze_at")]
+    for given, changed, message in foreign:
         with pytest.raises(ValueError, match=message): resume(given, begun, **changed)
-    for damage in (good[:-100], good[:50], b"", good[:-20] + bytes([good[-20] ^ 1]) + good[-19:], good.replace(b"epoch", b"Epoch", 1), b"not safetensors"):
+    flipped, renamed = good[:-20] + bytes([good[-20] ^ 1]) + good[-19:], good.replace(b"epoch", b"Epoch", 1)
+    for damage in (good[:-100], good[:50], b"", flipped, renamed, b"not safetensors"):
         newest.write_bytes(damage)
         model = make()
         before = fingerprint(model)
@@ -151,12 +175,13 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_whole(task, begun):
 
 
 def test_checkpoints_are_not_written_over(task, begun):
-    with pytest.raises(FileExistsError, match="holds checkpoints already: go on from them with resume=True"): fit(make(), task, checkpoint=begun, views=2, **settings)
+    with pytest.raises(FileExistsError, match="holds checkpoints already: go on from them with resume=True"):
+        fit(make(), task, checkpoint=begun, views=2, **settings)
 
 
 def test_a_finished_run_is_not_run_again(task, tmp_path, monkeypatch):
     first = resume(task, tmp_path)
-    monkeypatch.setattr(training._Run, "learn", None)
+    monkeypatch.setattr(run.Run, "learn", None)
     model = make()
     again = resume(task, tmp_path, model)
     assert again.epochs == first.epochs and again.stopped == first.stopped and again.best_epoch == first.best_epoch
@@ -174,16 +199,19 @@ def test_other_layers_that_learn_are_another_run(task, tmp_path):
 
 
 def test_how_weights_lie_in_memory_is_not_part_of_a_checkpoint(tmp_path):
-    "Convolutions channels last: resumed in the same layout, the same bit for bit; in another, a checkpoint of the same shapes"
+    "Convolutions channels last: resumed so, the same bit for bit; in another layout, a checkpoint of the same shapes"
     images = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     part = Examples(images, images.mean((1, 2, 3)).gt(0).long())
     task = Task("bright", "image", ["no", "yes"], part, part, part)
     def made(layout):
         torch.manual_seed(1)
-        return nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(8, 2)).to(memory_format=layout)
+        below = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        above = nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(below, above, nn.Linear(8, 2)).to(memory_format=layout)
+    how = dict(epochs=4, batch_size=8, precision="fp32", every=2, keep_last=9, resume=True, progress=False)
     def run(layout, folder):
         model = made(layout)
-        history = fit(model, task, epochs=4, batch_size=8, precision="fp32", checkpoint=folder, every=2, keep_last=9, resume=True, progress=False)
+        history = fit(model, task, checkpoint=folder, **how)
         return fingerprint(model), history.train_loss
     expected = run(torch.channels_last, tmp_path/"whole")
     middle = sorted((tmp_path/"whole").glob("step-*.safetensors"))[2]
@@ -194,4 +222,5 @@ def test_how_weights_lie_in_memory_is_not_part_of_a_checkpoint(tmp_path):
         folder.mkdir()
         shutil.copy(middle, folder)
         weights, losses = run(layout, folder)
-        assert weights == expected[0] and losses == expected[1] if layout == torch.channels_last else losses == pytest.approx(expected[1], rel=1e-4)
+        if layout == torch.channels_last: assert (weights, losses) == expected
+        else: assert losses == pytest.approx(expected[1], rel=1e-4)

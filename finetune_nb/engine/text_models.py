@@ -40,6 +40,8 @@ class TextModel(Model):
     def encode(self, texts:Sequence[str] # N
               )->list[torch.Tensor]: # N times int64[T]
         "Tokenise, once: the token numbers of each text, cut at `max_length`."
+        if wrong := [x for x in texts if not isinstance(x, str)]:
+            raise ValueError(f"This model reads texts, got {type(wrong[0]).__name__}: give a list of strings.")
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
         return [torch.tensor(own, dtype=torch.long) for own in ids]
 

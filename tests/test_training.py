@@ -1,0 +1,392 @@
+"""The loop, whatever is asked: it learns, chooses by the first score or the user's own, and refuses in a sentence."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.metrics import balanced_accuracy_score
+from torch import nn
+
+from finetune_nb import blocks, evaluate, fit, freeze
+from finetune_nb.data import Examples, Task
+from finetune_nb.engine.batches import Batches
+from finetune_nb.engine.labels import Classification, MultiLabel
+from finetune_nb.engine.models import as_model
+from finetune_nb.engine.numbers import Regression
+from finetune_nb.engine.run import Run
+from finetune_nb.engine.several import Several
+from finetune_nb.engine.steps import TrainingDiverged
+from finetune_nb.freezing import fingerprint
+from finetune_nb.training import predict
+
+names = ["x", "y", "z"]
+how = dict(batch_size=16, learning_rate=1e-2, head_learning_rate=2e-2, progress=False)
+
+
+def targets(points, kind):
+    "What the first three numbers of a point say"
+    largest = points[:, :3].argmax(1)
+    if kind == "classification": return largest
+    if kind == "multi_label": return (points[:, :3] > 0).long()
+    if kind == "regression": return 300 + 20 * points[:, 0] + 10 * points[:, 1]
+    return dict(where=largest, much=targets(points, "regression"))
+
+
+objectives = {
+    "classification": Classification(names),
+    "multi_label": MultiLabel(names),
+    "regression": Regression(),
+    "several": Several(dict(where=Classification(names), much=Regression()), dict(where=2)),
+}
+first = dict(classification="accuracy", multi_label="micro_f1", regression="r2", several="mean_score")
+
+
+def part(count, seed, kind):
+    points = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return Examples(points, targets(points, kind))
+
+
+def task(kind="classification", asked=None):
+    return Task("corners", "points", asked or objectives[kind], *(part(n, i, kind) for i, n in enumerate((96, 40, 60))))
+
+
+def network(asked, seed=0):
+    "Two blocks, the first with a norm, and the head that the objective wants"
+    torch.manual_seed(seed)
+    first = nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU())
+    return nn.Sequential(first, nn.Sequential(nn.Linear(24, 24), nn.ReLU()), asked.head(24))
+
+
+# It learns
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("kind", objectives)
+def test_it_learns_whatever_is_asked(kind, depth):
+    given = task(kind)
+    model = network(given.objective)
+    freeze(model, depth)
+    before, frozen = evaluate(model, given.test, objective=given.objective), fingerprint(blocks(model)[0])
+    history = fit(model, given, epochs=16, **how | dict(head_learning_rate=5e-2 if depth == 2 else 2e-2))
+    after = evaluate(model, given.test)
+    assert after.score_name == history.score == first[kind] and history.stopped == "all epochs done"
+    assert after.loss < before.loss and after.score > before.score + 0.1
+    assert (fingerprint(blocks(model)[0]) == frozen) == (depth > 0)
+    assert len(after) == 60 and after.each.min() >= 0 and after.each.max() <= 1
+    rows = history.table()
+    assert list(rows.columns) == ["train_loss", "validation_loss", f"validation_{first[kind]}", "seconds"]
+    assert history.best_epoch == _best(rows, first[kind]) and history.plot().axes and repr(after) and repr(history)
+
+
+def _best(rows, score):
+    "Of the best score; of equals the smallest loss; of these the first"
+    order = zip(rows[f"validation_{score}"], -rows.validation_loss, -rows.index, rows.index)
+    return max(order)[-1]
+
+
+@pytest.mark.parametrize("kind", objectives)
+def test_the_model_has_the_weights_of_the_best_epoch(kind):
+    given = task(kind)
+    freeze(model := network(given.objective), 1)
+    history = fit(model, given, epochs=8, precision="fp32", **how)
+    again = evaluate(model, given.validation, precision="fp32")
+    assert again.score == pytest.approx(history.validation_score, abs=1e-6)
+    assert again.loss == pytest.approx(history.table().validation_loss[history.best_epoch], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", objectives)
+def test_predicted_is_what_is_evaluated(kind):
+    given = task(kind)
+    freeze(model := network(given.objective), 2)
+    fit(model, given, epochs=2, **how)
+    for size in (None, 1, 7, 1000):
+        answers = predict(model, given.test.inputs, batch_size=size)
+        judged = evaluate(model, given.test, batch_size=size)
+        assert len(answers) == 60
+        if kind == "several":
+            assert [set(answer) for answer in answers] == [{"where", "much"}] * 60
+            answers, expected = ([np.append(own["where"], own["much"]) for own in x] for x in (answers, judged.answers))
+        else: expected = judged.answers
+        assert np.allclose(np.array(answers), np.array(expected), rtol=1e-5, atol=1e-6)
+    assert model.training, "the model's own mode is put back"
+
+
+def test_thresholds_are_chosen_by_validation():
+    given = task("multi_label")
+    freeze(model := network(given.objective), 1)
+    history = fit(model, given, epochs=6, precision="fp32", **how)
+    chosen = model.objective.thresholds
+    assert len(chosen) == 3 and chosen != [0.5] * 3 and given.objective.thresholds is None
+    told = model.objective.judge(*(lambda e: (e.answers, e.targets, e.losses))(evaluate(model, given.validation)))
+    assert told.micro_f1 == pytest.approx(history.validation_score, abs=1e-6)
+
+
+def test_numbers_come_back_in_their_own_units():
+    given = task("regression")
+    freeze(model := network(given.objective), 0)
+    fit(model, given, epochs=20, **how)
+    assert model.objective.centre == pytest.approx(float(given.train.targets.mean()))
+    assert evaluate(model, given.test).mean_absolute_error < 8 and predict(model, given.test.inputs).mean() > 250
+
+
+# What can be asked of a classification
+
+def test_class_weights_help_the_rare():
+    "A class of one in ten: balanced, it is found more often"
+    def rare(count, seed):
+        points = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+        return Examples(points, (points[:, 0] + 0.7 * points[:, 1] > 1.55).long())
+    given = Task("rare", "points", ["often", "rare"], rare(200, 0), rare(80, 1), rare(400, 2))
+    recall = {}
+    for weights in None, "balanced":
+        asked = Classification(["often", "rare"], class_weights=weights)
+        freeze(model := network(asked), 2)
+        fit(model, given, epochs=6, objective=asked, **how)
+        confusion = evaluate(model, given.test).confusion
+        recall[weights] = confusion[1, 1] / confusion[1].sum()
+    assert recall["balanced"] > recall[None] + 0.1
+    counts = np.bincount(given.train.labels)
+    assert model.objective.class_weights == pytest.approx((200 / (2 * counts)).tolist())
+
+
+def test_weights_and_smoothing_are_in_the_loss():
+    given = task()
+    freeze(model := network(given.objective), 0)
+    logits, labels = torch.tensor([[2.0, -1.0, 0.5]] * 2), torch.tensor([0, 2])
+    plain, weighted = (Classification(names, class_weights=w).losses(logits, labels) for w in (None, [1, 1, 4]))
+    assert weighted[0] == plain[0] and weighted[1] == pytest.approx(4 * plain[1].item())
+    smooth = Classification(names, label_smoothing=0.3)
+    expected = 0.7 * plain + 0.3 * -logits.log_softmax(1).mean(1)
+    assert torch.allclose(smooth.losses(logits, labels), expected)
+    fit(model, given, epochs=12, objective=smooth, **how)
+    sure = predict(model, given.test.inputs).max(1).mean()
+    freeze(other := network(given.objective), 0)
+    fit(other, given, epochs=12, **how)
+    assert sure < predict(other, given.test.inputs).max(1).mean() - 0.05, "smoothed, it is less sure"
+
+
+@pytest.mark.parametrize("asked", [Classification(names), Classification(names, [1, 2, 3], 0.1), objectives["several"]],
+                         ids=["plain", "weighted", "several"])
+def test_the_loss_of_a_batch_is_the_mean_of_its_losses(asked):
+    outputs, kind = asked.head(6)(torch.randn(9, 6)), "several" if asked.kind == "several" else "classification"
+    batch = asked.collate(asked.check(part(9, 0, kind).targets))
+    assert asked.loss(outputs, batch).item() == pytest.approx(asked.losses(outputs, batch).mean().item(), rel=1e-6)
+
+
+# Chosen by
+
+def balanced(judged): return balanced_accuracy_score(judged.labels, judged.predicted)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_score_of_the_users_chooses(depth):
+    given = task()
+    freeze(model := network(given.objective), depth)
+    history = fit(model, given, epochs=6, score=balanced, precision="fp32", **how)
+    rows = history.table()
+    assert history.score == "balanced" and history.best_epoch == _best(rows, "balanced")
+    assert history.validation_score == pytest.approx(balanced(evaluate(model, given.validation, precision="fp32")))
+    assert "balanced" in repr(history) and history.plot()
+
+
+def test_the_worst_can_be_chosen_on_purpose():
+    "The user's score decides, and not ours"
+    given, told = task(), []
+    def early(judged):
+        told.append(judged.accuracy)
+        return -len(told)
+    freeze(model := network(given.objective), 1)
+    history = fit(model, given, epochs=5, score=early, **how)
+    assert history.best_epoch == 1 and len(told) == 5 and history.validation_score == -1
+    unnamed = type("Unnamed", (), {"__call__": lambda self, judged: judged.accuracy})()
+    freeze(model := network(given.objective), 1)
+    assert fit(model, given, epochs=1, score=unnamed, **how).score == "score"
+
+
+def test_patience_ends_a_fit():
+    given = task()
+    freeze(model := network(given.objective), 1)
+    still = how | dict(learning_rate=0.0, head_learning_rate=0.0)
+    history = fit(model, given, epochs=9, patience=2, score=lambda judged: 0.0, **still)
+    assert history.stopped == "no improvement on validation for 2 epochs" and len(history.epochs) == 3
+
+
+# What is refused
+
+@pytest.mark.parametrize("kind, head, sentence", [
+    ("classification", 4, "The model gives 4 scores, and 3 are asked for: make the head with num_classes=3"),
+    ("multi_label", 2, "The model gives 2 scores, and 3 are asked for"),
+    ("regression", 2, "The model gives 2 scores, and 1 are asked for: make the head with the task's objective"),
+    ("several", 3, "The model has no head for each of where, much: make it for this objective")])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_head_of_the_wrong_size_is_refused(kind, head, sentence, depth):
+    given = task(kind)
+    model = network(given.objective)
+    model[2] = nn.Linear(24, head)
+    freeze(model, depth)
+    with pytest.raises(ValueError, match=sentence): fit(model, given, epochs=1, **how)
+
+
+def test_a_part_of_several_of_the_wrong_size_is_named():
+    given = task("several")
+    model = network(given.objective)
+    model[2]["where"] = nn.Linear(24, 5)
+    with pytest.raises(ValueError, match=r"The model gives 5 scores, and 3 are asked for: .* \(where\)"):
+        fit(model, given, epochs=1, **how)
+
+
+def test_a_model_made_for_another_kind_is_refused():
+    given = task("regression")
+    model = network(given.objective)
+    model.objective = objectives["multi_label"]
+    sentence = ("The model was made to answer multi label, task 'corners' asks for regression: "
+                "make the model with the task's objective")
+    with pytest.raises(ValueError, match=sentence): fit(model, given, epochs=1, **how)
+
+
+def test_what_is_asked_of_numbers_has_to_be_said():
+    given = task("regression")
+    model = network(given.objective)
+    with pytest.raises(ValueError, match="What is asked of this model is not known: fit it first, or say it"):
+        evaluate(model, given.test)
+    assert evaluate(model, given.test, objective=Regression()).score_name == "r2"
+    with pytest.raises(ValueError, match="labels run from 0 to 2, but the 2 classes are numbered 0 to 1"):
+        evaluate(network(objectives["classification"]), task().test, objective=Classification(["a", "b"]))
+
+
+def test_nothing_to_judge_is_refused():
+    given = task()
+    model = network(given.objective)
+    for run, sentence in ((lambda: evaluate(model, given.test.subset([])), "evaluate got no examples"),
+                          (lambda: predict(model, []), "predict got no inputs"),
+                          (lambda: predict(model, "one text"), "takes a list of inputs, got one text: write predict")):
+        with pytest.raises(ValueError, match=sentence): run()
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    (dict(epochs=0), "epochs must be at least 1, got 0"), (dict(batch_size=0), "batch_size must be at least 1"),
+    (dict(patience=0), "patience must be at least 1"), (dict(learning_rate=-1), "learning_rate must be at least 0"),
+    (dict(head_learning_rate="fast"), "head_learning_rate must be a number, got 'fast'"),
+    (dict(seed=None), "seed must be a number, got None"), (dict(seed=-1), "seed must be at least 0, got -1"),
+    (dict(layer_decay=-0.1), "layer_decay must be at least 0"), (dict(epochs=True), "epochs must be a number"),
+    (dict(weight_decay=-1), "weight_decay must be at least 0"), (dict(keep_last=0), "keep_last must be at least 1"),
+    (dict(clip=0), r"clip must be positive, got 0: .* give float\('inf'\)"),
+    (dict(every=0), "every must be at least 1"),
+    (dict(precision="half"), "precision must be \"auto\" or \"fp32\", got 'half'"),
+    (dict(unfreeze_at={9: 0}), r"unfreeze_at names epochs from 1 to 2, got \[9\]"),
+    (dict(unfreeze_at={1: 2}), "unfreeze_at must go from deep to shallow"),
+    (dict(views=2, cache=False), "views=2 says how many .* leave one of them out"),
+    (dict(resume=True), "resume=True goes on from checkpoints: say in which folder")],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_settings_that_cannot_be_meant(settings, sentence):
+    "And the model is left as it was"
+    given = task()
+    freeze(model := network(given.objective), 1)
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=sentence): fit(model, given, **how | dict(epochs=2) | settings)
+    assert fingerprint(model) == before
+
+
+def test_nothing_that_learns_is_refused():
+    given = task()
+    model = network(given.objective).requires_grad_(False)
+    sentence = r"Nothing can learn: .* Call freeze\(model, depth\), which leaves the head free"
+    with pytest.raises(ValueError, match=sentence): fit(model, given, epochs=1, **how)
+
+
+# When things go wrong
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_loss_that_is_no_number_is_told(depth):
+    given = task()
+    model = network(given.objective)
+    freeze(model, depth)
+    inputs = given.train.inputs.clone()
+    inputs[5] = float("nan")
+    broken = replace(given, train=Examples(inputs, given.train.targets))
+    sentence = r"The loss became nan at step \d+ \(epoch 1\); this batch's inputs hold values that are not finite"
+    with pytest.raises(TrainingDiverged, match=sentence): fit(model, broken, epochs=1, **how)
+    assert all(p.isfinite().all() for p in model.parameters()), "it has its best weights so far"
+
+
+def test_a_rate_that_is_too_large_is_named():
+    given = task("regression")
+    freeze(model := network(given.objective), 0)
+    rates = dict(learning_rate=1e30, head_learning_rate=1e30)
+    sentence = r"the learning rate \(backbone 1e\+30, head 1e\+30\) is probably too large"
+    with pytest.raises(TrainingDiverged, match=sentence): fit(model, given, epochs=5, **how | rates)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_interruption_keeps_the_best_weights(depth):
+    given, model = task(), network(objectives["classification"])
+    freeze(model, depth)
+    steps = []
+    def press(module, inputs):
+        if torch.is_grad_enabled(): steps.append(1)
+        if len(steps) == 15: raise KeyboardInterrupt # in the third epoch of six steps each
+    hook = model[2].register_forward_pre_hook(press)
+    history = fit(model, given, epochs=9, precision="fp32", **how)
+    hook.remove()
+    assert history.stopped == "interrupted" and len(history.epochs) == 2 and history.best_epoch in (1, 2)
+    judged = evaluate(model, given.validation, precision="fp32")
+    assert judged.score == pytest.approx(history.validation_score)
+    assert model.objective.kind == "classification"
+
+
+# Checkpoints
+
+@pytest.mark.parametrize("kind", objectives)
+def test_what_is_asked_is_in_a_checkpoint_and_comes_back(kind, tmp_path, monkeypatch):
+    "Killed after its third epoch, it ends as the one that was not"
+    given = task(kind)
+    def run(folder):
+        freeze(model := network(given.objective), 1)
+        return model, fit(model, given, epochs=5, checkpoint=folder, every=4, resume=True, precision="fp32", **how)
+    expected, whole = run(tmp_path/"whole")
+    judge = Run.judge
+    def dies(self):
+        judge(self)
+        if self.epoch == 3: raise RuntimeError("killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "judge", dies)
+        with pytest.raises(RuntimeError, match="killed"): run(tmp_path/"killed")
+    found, history = run(tmp_path/"killed")
+    assert fingerprint(found) == fingerprint(expected) and history.train_loss == whole.train_loss
+    assert found.objective == expected.objective and found.objective.to_json() == expected.objective.to_json()
+    assert history.score == whole.score == first[kind] and history.best_epoch == whole.best_epoch
+    again, same = run(tmp_path/"killed") # it was over already
+    assert same.epochs == history.epochs and again.objective == expected.objective
+    newest = max((tmp_path/"killed").glob("step-*"))
+    with safe_open(newest, "pt") as opened: about = json.loads(opened.metadata()["fit"])
+    assert about["best_objective"] == json.loads(json.dumps(expected.objective.to_json()))
+    assert about["identity"]["objective"]["kind"] == kind
+
+
+def test_another_objective_is_another_run(tmp_path):
+    given = task()
+    def run(asked, **more):
+        freeze(model := network(asked), 1)
+        return fit(model, given, epochs=2, checkpoint=tmp_path, objective=asked, **how | more)
+    run(Classification(names))
+    with pytest.raises(ValueError, match="belongs to another run; different are: objective"):
+        run(Classification(names, label_smoothing=0.1), resume=True)
+
+
+# Batches
+
+@pytest.mark.parametrize("kind", objectives)
+def test_batches_hold_each_example_once_with_its_target(kind):
+    given = task(kind)
+    batches = Batches(as_model(network(given.objective)), given.train, given.objective, 16, seed=0)
+    for epoch in 1, 2:
+        seen = []
+        for batch in batches.epoch(epoch):
+            own = given.train.subset(batch.positions)
+            assert torch.equal(batch.inputs, own.inputs) and batch.count == len(own) and batch.states is None
+            pairs = [(batch.targets, own.targets)]
+            if kind == "several": pairs = [(batch.targets[name], own.targets[name]) for name in own.targets]
+            assert all(torch.equal(ours.float(), theirs.float()) for ours, theirs in pairs)
+            seen += batch.positions.tolist()
+        assert sorted(seen) == list(range(96))
