@@ -1,4 +1,4 @@
-"""A family of backbones that the engine does not know: tiny transformers of patches, with a class token of no module."""
+"""A family of backbones that the engine does not know: transformers of patches, with a bare class token."""
 import torch
 from torch import nn
 from finetune_nb.engine.families import Backbone, Family, Rates, register

@@ -23,7 +23,8 @@ how = dict(epochs=4, batch_size=6, progress=False)
 def part(count, seed):
     "Bright left or bright right"
     random = torch.Generator().manual_seed(seed)
-    images, labels = torch.randint(0, 120, (count, 3, 32, 32), generator=random, dtype=torch.uint8), torch.arange(count) % 2
+    images = torch.randint(0, 120, (count, 3, 32, 32), generator=random, dtype=torch.uint8)
+    labels = torch.arange(count) % 2
     for image, label in zip(images, labels): image[:, :, 16 * label:16 * label + 16] += 60
     return Examples(images, labels)
 

@@ -123,10 +123,13 @@ class Model(Prepares, Saves, nn.Module):
     kind = "" # of its inputs, as in "image"; empty: it cannot be saved
     name = "" # of its backbone
     objective = None # an `Objective`; None: whatever the task asks
-    augment = None # changes an encoded input at random, in training; None: nothing does
     learning_rate = 1e-3 # of the topmost backbone block, unless `fit` is told otherwise
     head_learning_rate = 1e-2 # of the head
     head_only_learning_rate = 1e-2 # of the head, when it learns alone
+
+    def __init__(self):
+        super().__init__()
+        self.augment = None # changes an encoded input at random, in training; perhaps a module
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -164,7 +167,7 @@ def _asked(name:str): # of a method
 def _told(name:str): # of an attribute
     "An attribute that the network may bring along."
     def set_it(self, value): setattr(self.network, name, value)
-    return property(lambda self: getattr(self.network, name, getattr(Model, name)), set_it)
+    return property(lambda self: getattr(self.network, name, getattr(Model, name, None)), set_it)
 
 class Plain(Model):
     "Any network, as a model."
@@ -174,7 +177,7 @@ class Plain(Model):
     head_only_learning_rate = _told("head_only_learning_rate")
 
     def __init__(self, network:nn.Module):
-        super().__init__()
+        nn.Module.__init__(self)
         self.network = network
 
     @property
