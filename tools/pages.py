@@ -115,7 +115,7 @@ def raw_html(text):
 def last_run(run):
     "When the notebook with the stamp `run` last ran, and on what"
     if not run: return ""
-    said = f'The outputs are of {run["date"]}: {run["seconds"]:.0f} s on {html.escape(run["cpu"])}.'
+    said = f'The outputs are of {run["date"]}: {run.get("clock", run["seconds"]):.0f} s on {html.escape(run["cpu"])}.'
     return f' <span class="last-run">{said}</span>'
 
 
