@@ -15,8 +15,10 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from configparser import ConfigParser
 from importlib.metadata import version
@@ -31,7 +33,8 @@ tools = Path(__file__).resolve().parent
 root = tools.parent
 nbs = root/"nbs"
 most_seconds = 60 # of a lesson, on two ordinary cores
-ordinary_seconds = 0.25 # an ordinary core needs for four million additions in Python
+ordinary_seconds = 0.00625 # an ordinary core needs for a hundred thousand additions in Python
+without_bf16 = 2.2 # times as long: lesson 08 took 48 s on a processor with it, and 110 s on one without
 widget_view = "application/vnd.jupyter.widget-view+json"
 somebody_s_folder = r"(?:/home|/Users|[A-Z]:\\Users)[/\\]\w+|/root/"
 
@@ -79,11 +82,33 @@ def processor():
     return f"{model}, {os.cpu_count()} cores"
 
 
-def slowness():
-    "How much slower a core of this machine is now than an ordinary one: 1 is as fast; never less"
-    start, total = time.perf_counter(), 0
-    for i in range(4_000_000): total += i
-    return max(1., (time.perf_counter() - start) / ordinary_seconds)
+class Slowness(threading.Thread):
+    """How much slower this machine is than an ordinary one
+
+    By the processor time of a little work now and then, for a machine may be shared; and where the processor does not
+    multiply in bfloat16, most of what lessons compute takes about twice the time.
+    """
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.seconds, self.ended = [], threading.Event()
+
+    def run(self):
+        while not self.ended.is_set():
+            start, total = time.thread_time(), 0
+            for i in range(100_000): total += i
+            self.seconds.append(time.thread_time() - start)
+            self.ended.wait(1)
+
+    def end(self): # 1: as fast as an ordinary one; never less
+        self.ended.set()
+        self.join()
+        return max(1., statistics.median(self.seconds) / ordinary_seconds) * (1 if has_bf16() else without_bf16)
+
+
+def has_bf16():
+    "Does the processor multiply in bfloat16?"
+    try: return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
+    except OSError: return False
 
 
 def stamp(notebook, seconds, slower=1.):
@@ -195,11 +220,12 @@ def run(path, slow=False):
     total = sum(runs(cell, flags) for cell in notebook.cells)
     with tqdm(total=total, desc=str(path.relative_to(nbs)), unit="cell", dynamic_ncols=True) as progress:
         lesson = Lesson(notebook, flags, progress, resources={"metadata": {"path": str(path.parent)}})
-        before, start = slowness(), time.perf_counter()
+        slowness, start = Slowness(), time.perf_counter()
+        slowness.start()
         try: lesson.execute(env=kernel_environment())
         except (CellExecutionError, DeadKernelError) as error: return [str(error)]
         seconds = time.perf_counter() - start - lesson.slow_seconds
-        slower = (before + slowness()) / 2
+        slower = slowness.end()
     quieten(notebook)
     if found := output_problems(notebook): return found
     notebook.metadata["run"] = stamp(notebook, seconds, slower)
