@@ -154,11 +154,13 @@ class Prepared:
         if self.encoded is None: self.encoded = encode(self.model, self.examples.inputs, progress)
 
     def use(self, cut, states:States|None, # None: the inputs themselves
-            progress:bool=False):
+            progress:bool=False,
+            forget:bool=False, # inputs that nobody looks at any more
+           ):
         "Go on from the states of a cut."
         self.cut, self.states = cut, states
         if states is None or cut.needs_inputs: self.encode(progress)
-        elif self.layout.tokens is None and self.layout.single: self.encoded = None # images are large
+        elif forget and self.layout.tokens is None and self.layout.single: self.encoded = None # images are large
 
     def _length(self, positions:list[int]) -> int|None:
         "Texts to learn from are padded to a multiple of four tokens: a kernel is compiled, and kept, for each length."

@@ -53,8 +53,8 @@ class Stages:
             how = self.how_to_keep | more | dict(progress=self.progress)
             (states,) = run_prefix(cut, part.examples.inputs, part.encoded, **how)
             kept.append(states)
-        self.train.use(cut, kept[0])
-        self.validation.use(cut, kept[1])
+        self.train.use(cut, kept[0], forget=True)
+        self.validation.use(cut, kept[1], forget=True)
         self._say(self._kept(kept, views))
         return cut.suffix
 
