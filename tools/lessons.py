@@ -176,7 +176,7 @@ def problems(path):
     run = notebook.metadata.get("run")
     if run is None: return found + ["it has no run stamp"]
     if run["cells"] != cells_hash(notebook): found.append(f"its code has changed since it ran, on {run['date']}")
-    if run["seconds"] >= most_seconds:
+    if run["seconds"] >= most_seconds and path.parent.name != "solutions": # which are no lessons
         found.append(f"it took {run['seconds']} s, and a lesson takes less than {most_seconds}")
     return found
 
