@@ -38,7 +38,7 @@ families = re.compile(
     r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
 
 # What does not keep a rule yet. A file that keeps it must leave the list, and then a test says so.
-PENDING = {rule: set() for rule in ("columns", "cells", "modules", "secrets", "floors", "kinds")}
+PENDING = {rule: set() for rule in ("columns", "cells", "ends", "modules", "secrets", "floors", "kinds")}
 
 
 # The files
@@ -77,6 +77,13 @@ def too_long_a_cell(path, text):
         lines = [line for line in source.strip().splitlines() if not line.startswith("#|")]
         if len(lines) > most: found.append(f"{len(lines)} lines in the cell that begins with {lines[0]!r}")
     return found
+
+
+def ends_with_its_code(path, text):
+    "nbdev stops at a notebook whose last cell that a page shows exports"
+    shown = [cell for cell in json.loads(text)["cells"] if "hide" not in lessons.directives("".join(cell["source"]))]
+    exports = shown[-1]["cell_type"] == "code" and "exports" in lessons.directives("".join(shown[-1]["source"]))
+    return ["ends with a cell that exports: let a sentence or an example follow it"] if exports else []
 
 
 def too_long_a_module(path, text):
@@ -212,6 +219,7 @@ written_by_hand = [path for path in scripts if not path.endswith("_modidx.py")]
 RULES = {
     "columns": (too_wide, [*written_by_hand, *notebooks]),
     "cells": (too_long_a_cell, lessons_that_export),
+    "ends": (ends_with_its_code, notebooks),
     "modules": (too_long_a_module, modules),
     "secrets": (another_s_secret, modules),
     "floors": (upward, modules),
@@ -259,6 +267,13 @@ def test_a_wide_line_is_noticed(path, text, reason): assert said(too_wide(path, 
     ("nbs/engine/01_a.ipynb", "#| exports\n" + "x\n" * 60, None),
     ("nbs/engine/01_a.ipynb", "#| exports\n" + "x\n" * 61, "61 lines")])
 def test_a_long_cell_is_noticed(path, source, reason): assert said(too_long_a_cell(path, notebook_of(source)), reason)
+
+
+@pytest.mark.parametrize("sources, reason", [
+    (["#| exports\nx = 1", "#| hide\nexport()"], "ends with a cell that exports"),
+    (["#| exports\nx = 1", "x"], None)])
+def test_a_page_that_nbdev_cannot_make_is_noticed(sources, reason):
+    assert said(ends_with_its_code("nbs/01_a.ipynb", notebook_of(*sources)), reason)
 
 
 @pytest.mark.parametrize("lines, reason", [(401, "401 lines"), (400, None)])

@@ -101,7 +101,7 @@ def test_the_labels_that_are_shown_are_those_it_learns_from():
     early.run(5)
     assert len(early._bench.trials["digits"].task.train) == 20
     two = FreezeExplorer(small_model(classes=2), small_task(), steps=20)
-    with pytest.raises(ValueError, match="gives 2 scores, task 'digits' has 10 classes"): two.run(5)
+    with pytest.raises(ValueError, match="gives 2 scores, and 10 are asked for"): two.run(5)
     assert "⚠" in two.status.value
 
 

@@ -233,13 +233,10 @@ left_alone = "|".join([
     r'<div class="cell-output[\s\S]*?</div>'])
 
 
-def use_of(names):
-    "A pattern: something to leave alone, or one of `names` in prose, or one of them called in code"
-    any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    any_name = any_name.replace(r"\.", r'(?:<span class="op">)?\.(?:</span>)?')
-    in_prose = rf"(?<=<code>)({any_name})(?=(?:\(\))?</code>)"
-    called = rf'(?<![\w./="#-])(?<!\.</span>)({any_name})(?=(?:<span class="[a-z]+">)?\()'
-    return re.compile(f"({left_alone})|{in_prose}|{called}")
+any_name = r'(\w+(?:(?:<span class="op">)?\.(?:</span>)?\w+)*)'
+in_prose = rf"(?<=<code>){any_name}(?=(?:\(\))?</code>)"
+called = rf'(?<![\w./="#-])(?<!\.</span>){any_name}(?=(?:<span class="[a-z]+">)?\()'
+uses = re.compile(f"({left_alone})|{in_prose}|{called}") # what to leave alone, or a name in prose or called in code
 
 
 def link_names(page, names, up=""):
@@ -248,11 +245,11 @@ def link_names(page, names, up=""):
     seen = set()
     def linked(match):
         text = match[2] or match[3]
-        target = text and names[re.sub(r"<[^>]*>", "", text)]
-        if not text or target in seen: return match[0]
+        target = text and names.get(re.sub(r"<[^>]*>", "", text))
+        if not target or target in seen: return match[0]
         seen.add(target)
         return f'<a class="reference" href="{up}{target}">{text}</a>'
-    return page[:start] + use_of(names).sub(linked, page[start:end]) + page[end:]
+    return page[:start] + uses.sub(linked, page[start:end]) + page[end:]
 
 
 install_line = f"""\

@@ -3,6 +3,7 @@
 A parameter's meaning is the comment that stands behind it, as everywhere in nbdev (docments).
 """
 import ast
+import functools
 import html
 import io
 import json
@@ -33,6 +34,7 @@ def public(tree):
     return []
 
 
+@functools.cache
 def public_names():
     "`{module: its public names}`"
     return {module: public(ast.parse(file_of(module).read_text(encoding="utf-8"))) for module in modules()}
@@ -183,6 +185,13 @@ def write_out_options(tree, names):
         if name and name[0] == "_" and isinstance(names.get(name), ast.Assign): node.annotation = names[name].value
 
 
+def passed_on(name, tree):
+    "The Markdown about a name that the module of `tree` imports and passes on: where it is told of"
+    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+    room = next(node.module for node in imports if name in [alias.name for alias in node.names])
+    return f"## {name} {{#{name}}}\n\nSee [`{room}`]({room}.qmd#{name})."
+
+
 def page(module, repository):
     "The Markdown page about `module`, whose source is shown at `repository`"
     source = file_of(module).read_text(encoding="utf-8")
@@ -195,5 +204,6 @@ def page(module, repository):
         kind = "its notebook" if module.startswith("engine.") else "the lesson"
         body.append(f"Made step by step in [{kind}](../{notebook}), where every line is explained and tested.")
     address = f"{repository}/finetune_nb/{module.replace('.', '/')}.py"
-    for name in public(tree): body += entry(name, names[name], said, address)
+    for name in public(tree):
+        body += entry(name, names[name], said, address) if name in names else [passed_on(name, tree)]
     return "\n\n".join(filter(None, body)) + "\n"
