@@ -240,7 +240,7 @@ def lab(tmp_path_factory, quiet):
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     prepared(folder)
     own = {f"JUPYTER_{name}_DIR": str(folder/name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    own |= {"IPYTHONDIR": str(folder/"ipython"), "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    own["IPYTHONDIR"] = str(folder/"ipython")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
                "--ServerApp.open_browser=False",
                f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret",

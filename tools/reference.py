@@ -35,9 +35,14 @@ def public(tree):
 
 
 @functools.cache
+def public_in(file):
+    "The public names of the module in `file`"
+    return public(ast.parse(file.read_text(encoding="utf-8")))
+
+
 def public_names():
     "`{module: its public names}`"
-    return {module: public(ast.parse(file_of(module).read_text(encoding="utf-8"))) for module in modules()}
+    return {module: public_in(file_of(module)) for module in modules()}
 
 
 def homes(names):
