@@ -1,11 +1,12 @@
 """Tasks: the digits, folders of every layout, targets of every kind, baselines, and picture files, upright."""
-import hashlib, importlib.metadata
+import hashlib, importlib.metadata, os
 import numpy as np, pytest, torch
 from PIL import Image
 from finetune_nb import baseline, data
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import MultiLabel
 from finetune_nb.engine.numbers import Regression
+from finetune_nb.engine.pictures import look, upright_rgb
 from finetune_nb.engine.several import Several
 
 corners = np.zeros((24, 16, 3), np.uint8) # red, green, blue and white: upright in one way only
@@ -347,13 +348,63 @@ def test_transparency_is_on_white(tmp_path):
     assert (opened(Image.fromarray(corners), tmp_path/"key.png", transparency=(200, 0, 0))[:12, :8] == 255).all()
 
 
-def test_more_than_8_bits_keep_their_range(tmp_path):
-    ramp = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16) # a 12-bit sensor in a 16-bit file
-    for name, values in {"scan.png": ramp, "scan.tif": ramp, "float.tif": ramp.astype(np.float32)}.items():
-        pixels = opened(Image.fromarray(values), tmp_path/name)[..., 0].ravel().astype(int)
-        assert pixels.min() == 0 and pixels.max() == 255 and len(np.unique(pixels)) > 200, name
-        assert (np.diff(pixels) >= 0).all(), name
-    assert len(np.unique(opened(Image.fromarray(np.full((4, 4), 999, np.uint16)), tmp_path/"flat.png"))) == 1
+@pytest.mark.parametrize("dtype, ending, values, wanted", [
+    (np.uint16, "png", [0, 255, 256, 40_000, 65_535], [0, 0, 1, 156, 255]),
+    (np.uint16, "tif", [0, 255, 256, 40_000, 65_535], [0, 0, 1, 156, 255]),
+    (">u2", "tif", [0, 255, 256, 40_000, 65_535], [0, 0, 1, 156, 255]),
+    (np.int32, "tif", [0, 255, 256, 40_000, 65_535], [0, 0, 1, 156, 255]),
+    (np.int32, "tif", [2**24, 2**31 - 1], [1, 127]),
+    (np.float32, "tif", [0, 0.5, 1], [0, 127, 255]),
+    (np.float32, "tif", [1.5, 254.9, 255], [1, 254, 255]),
+    (np.float32, "tif", [256, 40_000, 65_535], [1, 156, 255]),
+    (np.float32, "tif", [-1e-4, np.nan, np.inf, 1], [0, 0, 0, 255])], ids=lambda value: getattr(value, "__name__", None))
+def test_more_than_8_bits_lose_the_low_ones(dtype, ending, values, wanted, tmp_path):
+    for value, level in zip(values, wanted):
+        if np.dtype(dtype).kind == "f": # the brightest pixel says what is white
+            pixels = opened(Image.fromarray(np.array([[value, values[-1]]], dtype)), tmp_path/f"a.{ending}")[0, :1]
+        else: pixels = opened(Image.fromarray(np.full((4, 4), value, dtype)), tmp_path/f"a.{ending}")
+        assert (pixels == level).all(), value
+
+
+@pytest.mark.parametrize("dtype, value, said", [
+    (np.int32, -1000, "run from -1000 to -1000, expected 0 to 65,535 or 4,294,967,295"),
+    (np.float32, -0.5, "run from -0.5 to -0.5, expected 0 to 1 or 255 or"), (np.float32, 1e12, "to 1e"),
+], ids=["below 0", "negative fractions", "too large"])
+def test_values_that_no_picture_has_are_refused(dtype, value, said, tmp_path):
+    Image.fromarray(np.full((4, 4), value, dtype)).save(file := tmp_path/"scan.tif")
+    with pytest.raises(OSError, match=said): data.open_image(file)
+    seen = look(file, decode=True)
+    assert seen.fault == "unreadable image" and said in seen.reason
+
+
+def test_dark_and_bright_scans_stay_two_classes(tmp_path):
+    for name, value in (("dark", 9_000), ("bright", 60_000)):
+        (tmp_path/name).mkdir()
+        for i in range(10):
+            scan = value + np.random.default_rng(i).integers(0, 3_000, (24, 24))
+            Image.fromarray(scan.astype(np.uint16)).save(tmp_path/name/f"{i}.png")
+    report = data.check(tmp_path, "image", progress=False)
+    assert [(found.what, len(found.places)) for found in report.findings] == [("read as 16 bits", 20)]
+    means = {label: np.mean([np.asarray(data.open_image(file)) for file, own in zip(report.inputs, report.labels)
+                             if own == label]) for label in report.classes}
+    assert means["dark"] < 50 and means["bright"] > 230
+    grey = Image.open(report.inputs[0])
+    assert (np.asarray(upright_rgb(grey)) == np.asarray(data.open_image(report.inputs[0]))).all(), "as predict reads it"
+
+
+def test_what_the_pre_flight_passes_can_be_opened_in_every_mode(tmp_path):
+    "Lab too, which Pillow turns into RGB and nothing else"
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"):
+        Image.new(mode, (24, 24)).save(file := tmp_path/f"{mode.strip(';')}.tif")
+        seen = look(file, decode=True)
+        assert not seen.fault and seen.thumbnail.shape == (16, 16) and data.open_image(file).mode == "RGB", mode
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind there")
+def test_a_pipe_is_refused_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path/"pipe.png")
+    with pytest.raises(OSError, match="pipe.png' cannot be opened .it is no ordinary file"):
+        data.open_image(tmp_path/"pipe.png")
 
 
 def test_of_several_frames_the_first(tmp_path):

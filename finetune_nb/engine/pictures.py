@@ -38,17 +38,36 @@ def _upright(image:Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1: return ImageOps.exif_transpose(image)
     return image
 
-def _eight_bits(image:Image.Image) -> Image.Image:
-    "Of 16 bits and more, or of fractions, the range that is there."
+_TOPS = {1: "fractions from 0 to 1", 255: "numbers from 0 to 255", 65_535: "16 bits", 2**32 - 1: "32 bits"}
+
+def _is_deep(image:Image.Image) -> bool: return image.mode.startswith("I") or image.mode == "F"
+
+def _top_of(image:Image.Image, values:np.ndarray) -> int: # a key of `_TOPS`
+    "The value that is white: where the file does not say it, the least that no pixel exceeds."
+    if image.mode.startswith("I;16"): return 65_535
+    tops = [top for top in _TOPS if image.mode == "F" or top > 255]
+    top = next((top for top in tops if values.max() <= top), None)
+    if top is None or values.min() < -top / 256:
+        raise OverflowError(f"its values run from {values.min():g} to {values.max():g}, expected 0 to "
+                            f"{' or '.join(f'{top:,}' for top in tops)}: save it with 8 or 16 bits")
+    return top
+
+def _eight_bits(image:Image.Image) -> tuple[Image.Image, str]: # and what its values were taken for
+    "The high bits. No picture is stretched by itself: of two files, the brighter one stays the brighter."
     values = np.nan_to_num(np.asarray(image, dtype=float), posinf=0, neginf=0)
-    shares = np.nan_to_num((values - values.min()) / (np.ptp(values) or 1))
-    return Image.fromarray((255 * shares.clip(0, 1)).astype(np.uint8))
+    top = _top_of(image, values)
+    levels = values * (255 if top == 1 else 256 / (top + 1))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8)), _TOPS[top]
+
+def _plain(image:Image.Image) -> tuple[Image.Image, str]: # and what values of more than 8 bits were taken for
+    "In a mode that Pillow turns into any other."
+    if _is_deep(image): return _eight_bits(image)
+    return image.convert("RGB") if image.mode == "LAB" else image, ""
 
 def upright_rgb(image:Image.Image # of any mode
                )->Image.Image: # RGB, upright
-    "Turned as its EXIF says, transparency on white, grey levels stretched if they have more than 8 bits."
-    image = _upright(image)
-    if image.mode.startswith("I") or image.mode == "F": image = _eight_bits(image)
+    "Turned as its EXIF says, transparency on white, of more than 8 bits the high ones."
+    image, _ = _plain(_upright(image))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -74,12 +93,21 @@ class StoredImage(Image.Image):
     def __str__(self): return self.place
     def __repr__(self): return f"StoredImage({self.place!r})"
 
+def _bytes_of(file:Path|StoredImage):
+    "The image's bytes as an open file, and their number; only ordinary files are opened: a pipe may never end."
+    if isinstance(file, StoredImage):
+        content = file.read_bytes()
+        return io.BytesIO(content), len(content)
+    about = os.stat(file)
+    if not stat.S_ISREG(about.st_mode): raise OSError("it is no ordinary file")
+    return open(file, "rb"), about.st_size
+
 def open_image(file # a path, or a `StoredImage`
               )->Image.Image: # RGB, upright
     "Open an image file of any mode: turned as its EXIF says, transparency on white, the first frame of several."
     try:
-        with _opened(io.BytesIO(file.read_bytes()) if isinstance(file, StoredImage) else file) as image:
-            return upright_rgb(image)
+        opened, _ = _bytes_of(file)
+        with opened, _opened(opened) as image: return upright_rgb(image)
     except Exception as error: # a decoder may raise anything when the bytes are damaged
         raise OSError(f"The image {str(file)!r} cannot be opened ({error or type(error).__name__}): "
                       "repair it, or take it out of the folder.") from error
@@ -105,17 +133,10 @@ def _ends_well(image:Image.Image, head:bytes, tail:bytes, size:int) -> bool:
                 return all(a + b <= size for a, b in zip(image.tag_v2[starts], image.tag_v2[lengths]))
     return False
 
-def _bytes_of(file:Path|StoredImage):
-    "The image's bytes as an open file, and their number; only ordinary files are opened."
-    if isinstance(file, StoredImage):
-        content = file.read_bytes()
-        return io.BytesIO(content), len(content)
-    about = os.stat(file)
-    return open(file, "rb") if stat.S_ISREG(about.st_mode) else None, about.st_size
-
-def _thumbnail(image:Image.Image) -> np.ndarray: # uint8[16, 16]
+def _thumbnail(image:Image.Image) -> tuple[np.ndarray, str]: # uint8[16, 16], and what deep values were taken for
     "Small and grey: what two copies of one picture share, whatever their size and compression."
-    return np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX))
+    image, taken_for = _plain(image)
+    return np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX)), taken_for
 
 # %% ../../nbs/engine/11_pictures.ipynb #e353f216
 class Look(NamedTuple):
@@ -124,27 +145,28 @@ class Look(NamedTuple):
     reason: str = "" # why, in a few words
     remark: str = "" # what to know of a good one
     thumbnail: np.ndarray|None = None # uint8[16, 16], if it was decoded
+    taken_for: str = "" # what values of more than 8 bits were taken for
 
-def _look_of_error(error:Exception, whole:bool, stored:bool) -> Look:
+def _look_of_error(error:Exception, opened:bool, whole:bool, stored:bool) -> Look:
     "What an error says about the image; `whole`: the end of the file was seen."
     if isinstance(error, FileNotFoundError):
         reason = "the file that it is in is not there" if stored else "it is a link that leads nowhere"
         return Look("unreadable image", reason)
     if isinstance(error, PermissionError): return Look("no permission", "this user may not read it")
     if isinstance(error, Image.DecompressionBombError): return Look("decompression bomb", str(error))
+    if isinstance(error, OverflowError): return Look("unreadable image", str(error))
     if isinstance(error, Image.UnidentifiedImageError):
         return Look("unreadable image", f"its bytes are no {', '.join(_FORMATS)}")
-    cut = not whole or "truncat" in str(error).lower()
+    cut = not whole and opened or "truncat" in str(error).lower()
     return Look("truncated image" if cut else "unreadable image", str(error) or type(error).__name__)
 
 def look(file:Path|StoredImage, # an image, or what is called one
          decode:bool, # every pixel; False: the header and the end, and the pixels if the end is not as it should be
         )->Look: # what is wrong with it, if anything
     "Examine one image."
-    whole, stored = False, isinstance(file, StoredImage)
+    opened, whole, stored = None, False, isinstance(file, StoredImage)
     try:
         opened, size = _bytes_of(file)
-        if opened is None: return Look("unreadable image", "it is no ordinary file")
         with opened:
             if not size and stored: return Look("missing image", "the row has none")
             if not size: return Look("empty file", "it has 0 bytes")
@@ -156,9 +178,9 @@ def look(file:Path|StoredImage, # an image, or what is called one
             if whole and not decode: return Look(remark=remark)
             opened.seek(at) # where Pillow left it
             image.draft("L", (32, 32)) # an eighth of a JPEG is quick to decode; other formats do not know this
-            return Look(remark=remark, thumbnail=_thumbnail(image))
+            return Look("", "", remark, *_thumbnail(image))
     except Exception as error: # a decoder may raise anything when the bytes are damaged
-        return _look_of_error(error, whole, stored)
+        return _look_of_error(error, opened is not None, whole, stored)
 
 # %% ../../nbs/engine/11_pictures.ipynb #528d1bee
 def same_bytes(files:Sequence[Path|StoredImage] # images that can be read

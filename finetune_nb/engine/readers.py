@@ -131,6 +131,7 @@ class Images(Kind):
                     notes.skip(seen.fault, example.place, seen.reason)
                     continue
                 if seen.remark: notes.note("ending that says otherwise", example.place, seen.remark)
+                if seen.taken_for: notes.note(f"read as {seen.taken_for}", example.place, "the network sees 256 levels of them")
                 example.look = seen.thumbnail
                 good.append(example)
         return good
