@@ -210,7 +210,7 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
     """
     from finetune_nb import preflight
     report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
-                             encoding=table.encoding, objective=labels.objective)
+                             objective=labels.objective, **table.written())
     def reader():
         from finetune_nb import text
         return text.classifier(backbone, 2)
@@ -223,7 +223,8 @@ def _inputs(kind, files:list[str], table:TextTable) -> list: # of a kind of inpu
     "What there is to predict: what lines of standard input say, or files and folders."
     from finetune_nb.preflight import inputs_in
     if files in ([], ["-"]): return kind.of_lines(sys.stdin)
-    return [found for file in files for found in inputs_in(Path(file), kind.name, table.text_column, table.encoding)]
+    return [found for file in files
+            for found in inputs_in(Path(file), kind.name, table.text_column, **table.written())]
 
 def _as_csv(answers) -> str: # of a table
     "Lists are joined."

@@ -275,7 +275,7 @@ def task_of(report:Report, # of a pre-flight that goes on
     return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made=made)
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
-def image_folder(path, # a folder with a folder for each class, or with `train`, `val` and `test` above these
+def image_folder(path, # a folder for each class, perhaps below `train`, `val` and `test`; or images and a table of them
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
                  validation:float=0.2, # share of the images to choose by, where there is no such folder
                  test:float=0.2, # share of the images to be judged on, likewise; both above 0, below 1
@@ -295,9 +295,12 @@ def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val`
                most_bad:float=0.05, # the share of rows that may be skipped, 0 to 1
                encoding:str|None=None, # of the letters, as in "cp1252"; None: UTF-8, else guessed, and noted
                objective:str|None=None, # "classification", "multi_label", "regression", "several"; None: as it looks
+               delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
+               quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
               )->Task: # a text task
     "Your own texts, one row, or one file, each."
-    report = check(path, "text", text_column, label_column, most_bad, encoding=encoding, objective=objective)
+    report = check(path, "text", text_column, label_column, most_bad, encoding=encoding, objective=objective,
+                   delimiter=delimiter, quoting=quoting)
     return task_of(report, labels_per_class, validation, test, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d04

@@ -19,7 +19,7 @@ from .engine.findings import Finding, Notes, Unreadable
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
 from .engine.reports import ReportBase
-from .engine.tables import known_encoding
+from .engine.tables import Written
 from .engine.targets import TargetKind, least_groups, learnt, target_kind
 
 _all_ = ["Finding", "StoredImage", "open_image", "Unreadable"]
@@ -39,12 +39,13 @@ class Report(ReportBase):
     most_bad: float = 0.05 # the share of examples that may be skipped, 0 to 1
     objective: str = "classification" # what is to be learnt; or "multi_label", "regression", "several"
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
+    order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
 
     def __post_init__(self): self.targets = self.targets or list(self.labels)
 
     @property
     def classes(self) -> list|dict: # those that can be learnt: the training part's, where there is one
-        return target_kind(self.objective).classes([self.targets[i] for i in learnt(self.parts)])
+        return target_kind(self.objective).classes([self.targets[i] for i in learnt(self.parts)], self.order)
 
     def counts(self) -> pd.DataFrame:
         "Usable examples of each class, by part; of numbers, their range."
@@ -177,7 +178,7 @@ def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the 
     return groups
 
 # %% ../nbs/01c_preflight.ipynb #3c5f8e10
-def check(path, # a folder of images or of .txt files by class, a table, or a dataset of Hugging Face, by folder or name
+def check(path, # images or .txt files in folders by class, a table of texts or images, or a dataset of Hugging Face
           kind:str|None=None, # "image" or "text"; None: as it looks
           text_column:str|None=None, # of a table; None: if it is clear
           label_column:str|Sequence[str]|None=None, # of a table, one or several; None: if it is clear
@@ -186,13 +187,16 @@ def check(path, # a folder of images or of .txt files by class, a table, or a da
           progress:bool=True, # a bar
           encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed, and noted
           objective:str|None=None, # "classification", "multi_label", "regression", "several"; None: as labels look
+          delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
+          quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
          )->Report: # what there is, what was found, and whether to go on
     "Read everything once, change nothing, and say what is wrong."
     if not 0 <= most_bad <= 1:
         raise ValueError(f"most_bad must be between 0 and 1, a share of the examples, got {most_bad}.")
     if kind is not None: kind_of(kind)
     labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
-    request, notes = Request(str(path), text_column, labels, objective, encoding, thorough, progress), Notes()
+    written, notes = Written(encoding, delimiter, quoting), Notes()
+    request = Request(str(path), text_column, labels, objective, written, thorough, progress)
     found = _read(request, kind, notes)
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
@@ -200,15 +204,17 @@ def check(path, # a folder of images or of .txt files by class, a table, or a da
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
                   findings, len(examples) + skipped, most_bad, found.targets.name,
-                  [example.target for example in examples])
+                  [example.target for example in examples], found.classes)
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 def inputs_in(path:Path, # a file or a folder
               kind:str, # "image" or "text"
               text_column:str|None=None, # of a table; None: if it is clear
               encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed
+              delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
+              quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
              )->list: # paths of images, or texts; an `Unreadable` for what cannot be read
     "What there is to predict, without labels."
-    encoding = known_encoding(encoding)
+    written = Written(encoding, delimiter, quoting)
     if not path.exists(): raise FileNotFoundError(f"There is no file and no folder {str(path)!r}.")
-    return kind_of(kind).inputs_in(path, text_column, encoding)
+    return kind_of(kind).inputs_in(path, text_column, written)

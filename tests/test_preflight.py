@@ -633,7 +633,7 @@ def test_a_table_that_is_no_text_or_not_closed_is_refused(tmp_path):
     (tmp_path/"binary.csv").write_bytes(bytes(range(256)) * 4)
     with pytest.raises(ValueError, match="binary.csv is no text in any encoding"):
         preflight.check(tmp_path/"binary.csv")
-    with pytest.raises(ValueError, match="cannot be read as a table from line .*: most often a quotation mark"):
+    with pytest.raises(ValueError, match="open.csv can be read in two ways from line 82 on: a quotation mark is opened"):
         preflight.check(moods(tmp_path/"open.csv", ['"and so,good']))
     (tmp_path/"empty.csv").touch()
     with pytest.raises(ValueError, match="empty.csv has no rows that can be read below its columns"):
@@ -642,7 +642,7 @@ def test_a_table_that_is_no_text_or_not_closed_is_refused(tmp_path):
 
 def test_the_line_of_an_open_quotation_mark_is_named_and_long_texts_are_read(tmp_path):
     rows = [f"a day number {i},good" for i in range(4)] + ['"and so,good'] + ["a night,bad"] * 900
-    with pytest.raises(ValueError, match="cannot be read as a table from line 6 on"):
+    with pytest.raises(ValueError, match="open.csv can be read in two ways from line 6 on"):
         preflight.check(moods(tmp_path/"open.csv", rows, count=0))
     book = "it was a long day and a good one " * 5000
     assert book.strip() in [words.strip() for words in checked(moods(tmp_path/"book.csv", [f"{book},good"])).inputs]
@@ -790,7 +790,7 @@ def test_a_dataset_of_hugging_face(tmp_path, monkeypatch):
     parts = dict(train=rows(20, "train"), validation=rows(6, "validation"), unsupervised=rows(4, "more"))
     datasets.DatasetDict(parts).save_to_disk(tmp_path/"saved")
     task = data.from_datasets(str(tmp_path/"saved"))
-    assert task.classes == ["fine", "poor"] and len(task.validation) == 6 and len(task.train) + len(task.test) == 20
+    assert task.classes == ["poor", "fine"] and len(task.validation) == 6 and len(task.train) + len(task.test) == 20
     assert all(task.classes[label] in words for words, label in zip(task.train.inputs, task.train.labels))
     assert found(preflight.check(tmp_path/"saved"))["other split"][1]["unsupervised"].startswith("left out")
     rows(20, "all").save_to_disk(tmp_path/"single")

@@ -46,8 +46,8 @@ def checked(source, # a path, or the name of a dataset
            ): # the `Report` of a pre-flight that goes on
     "Look at the data; a report that stops us is shown first."
     from finetune_nb.preflight import check
-    report = check(source, kind, table.text_column, labels.label_column, labels.most_bad, encoding=table.encoding,
-                   objective=labels.objective)
+    report = check(source, kind, table.text_column, labels.label_column, labels.most_bad, objective=labels.objective,
+                   **table.written())
     if not report.ok: say(report)
     return report.require()
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .class_names import in_order
 from .objective import Evaluation, Objective
 from ..gradient import Picture
 
@@ -117,8 +118,8 @@ class ClassTargets(Objective, abstract=True):
 
     @classmethod
     def of_targets(cls, targets, classes=None, parts=None):
-        "Class names become class numbers, in alphabetical order."
-        names = sorted(set(targets if classes is None else classes))
+        "Class names become class numbers, in the order that was given, else by nature."
+        names = in_order(targets) if classes is None else list(classes)
         return cls(names), numbered(targets, names)
 
 # %% ../../nbs/engine/01_labels.ipynb #9c1dc5bd
@@ -254,9 +255,9 @@ class ManyTargets(Objective, abstract=True):
 
     @classmethod
     def of_targets(cls, targets, classes=None, parts=None):
-        "Lists of class names, in alphabetical order; the lists stay as they are."
-        names = {name for own in targets for name in own} if classes is None else classes
-        return cls(sorted(names)), list(targets)
+        "Lists of class names, in the order that was given, else by nature; the lists stay as they are."
+        names = in_order(name for own in targets for name in own) if classes is None else list(classes)
+        return cls(names), list(targets)
 
 # %% ../../nbs/engine/01_labels.ipynb #16c6d062
 @dataclass(repr=False)

@@ -75,6 +75,14 @@ class TextTable:
     text_column:option(Optional[str], "Of your table. [default: if it is clear]") = None # where the texts are
     encoding:option(Optional[str], "Of your table's or .txt files' letters, as in cp1252. "
                     "[default: UTF-8, else guessed, and noted]") = None # of the letters
+    delimiter:option(Optional[str], "Between the fields of your CSV file: a character, or `tab`. "
+                     "[default: as its header looks]") = None # of fields
+    quoting:option(Optional[str], "Quotation marks in your CSV file enclose fields, and are written `double` or with a "
+                   "`backslash` inside; or belong to the texts, `none`. [default: as they look]") = None # of fields
+
+    def written(self) -> dict: # for `check` and `inputs_in`
+        "How the files are written."
+        return dict(encoding=self.encoding, delimiter=self.delimiter, quoting=self.quoting)
 
 @dataclass(frozen=True)
 class Labels:

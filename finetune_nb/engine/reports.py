@@ -101,13 +101,13 @@ class ReportBase(Verdict):
 
     def measure(self,
                 open_model, # gives the model whose limit counts; called only if that matters for such inputs
-               ): # this report, with a note if a part of an input is not read
+               ): # this report, with a note if a part of the inputs is not read
         "What would a model not see of these inputs?"
-        if finding := kind_of(self.kind).measure(self.inputs, open_model): self.findings.append(finding)
+        self.findings += kind_of(self.kind).measure(self.inputs, open_model)
         return self
 
     def measure_texts(self,
                       model, # its `tokenizer` cuts texts into tokens, of which it reads `max_length`
                      ): # this report, with a note if a text is longer
-        "How many texts are longer than the model reads, and how much of them is cut?"
+        "How many texts are longer than the model reads, or say nothing to its tokenizer?"
         return self.measure(lambda: model)
