@@ -1,11 +1,11 @@
 """Files as people have them: quotation marks, class names, images that a table names, parts without labels."""
-import json, os, shutil
+import json, os, shutil, sys
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from finetune_nb import data, preflight, text
-from finetune_nb.engine.inputs import Texts, unknown_texts
-from finetune_nb.engine.tables import Table, which_columns
-from test_preflight import checked, found, moods, noise, pets, picture
+from finetune_nb import cli, data, preflight, text
+from finetune_nb.engine.class_names import class_name
+from finetune_nb.engine.inputs import unknown_texts
+from test_preflight import checked, found, moods, pets, picture
 
 
 def written(file, lines):
@@ -93,6 +93,17 @@ def test_how_a_table_is_written_is_checked(tmp_path, option, sentence):
         with pytest.raises(ValueError, match=sentence): call(moods(tmp_path/"a.csv"), **option)
 
 
+@pytest.mark.parametrize("words, code", [((), 1), (("--quoting", "none"), 0), (("--quoting", "double"), 0),
+                                         (("--quoting", "all"), 1), (("--delimiter", "::"), 1)])
+def test_the_command_is_told_how_a_table_is_written(tmp_path, monkeypatch, capsys, words, code):
+    monkeypatch.setattr(sys, "argv", ["finetune-nb", "check", str(inches(tmp_path/"tv.tsv")), "--json", *words])
+    monkeypatch.setattr(preflight.Report, "measure", lambda report, open_model: report)
+    try: ended = cli.main()
+    except SystemExit as stopped: ended = stopped.code
+    assert (ended or 0) == code
+    if code == 0: assert json.loads(capsys.readouterr().out)["usable"] == (40 if "none" in words else 25)
+
+
 # What stands before the header, and in it
 
 @pytest.mark.parametrize("first, mark, noted", [
@@ -164,7 +175,6 @@ def test_what_cannot_be_seen_makes_no_class(tmp_path, one, other, form):
 
 
 def test_joiners_inside_a_word_are_letters():
-    from finetune_nb.engine.class_names import class_name
     for name in ("می\u200cخواهم", "क\u094d\u200dष", "👨\u200d👩"): assert class_name(name) == name
 
 
@@ -529,7 +539,8 @@ def test_texts_without_a_letter_and_empty_ones_count_too():
     class Tokenizer:
         unk_token_id, all_special_ids = 1, [0, 1]
         def convert_ids_to_tokens(token): return {5: "so", 6: "!"}[token]
-    seen, = unknown_texts(["👍!!", "\u200b", "so!", "so 👍"], [[0, 1, 6, 6], [0, 0], [0, 5, 6], [0, 5, 1, 0]], Tokenizer)
+    tokens = [[0, 1, 6, 6], [0, 0], [0, 5, 6], [0, 5, 1, 0]]
+    seen, = unknown_texts(["👍!!", "\u200b", "so!", "so 👍"], tokens, Tokenizer)
     assert "of 3 of 4 texts, written in Latin letters, the tokenizer knows at most half, of 2" in seen.places[0][1]
     seen, = unknown_texts(["👍"], [[1]], Tokenizer)
     assert "of 1 of 1 texts, without a letter" in seen.places[0][1]
