@@ -53,7 +53,8 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 @app.command()
 @with_groups
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
-                          "these, or a saved dataset of Hugging Face. [default: real handwritten digits]")=None,
+                          "these; a table that names them; or a saved dataset of Hugging Face. "
+                          "[default: real handwritten digits]")=None,
           backbone:option(str, "`resnet18-fractal` (embedded), `resnet18` … `resnet152`, `vit_b_16` and others with "
                           "ImageNet weights, or a file of weights.")="resnet18-fractal",
           image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
