@@ -174,6 +174,12 @@ def test_what_cannot_be_seen_makes_no_class(tmp_path, one, other, form):
     assert f"{ascii(other)} is read as {ascii(one)}" in places.values()
 
 
+def test_what_cannot_be_seen_in_a_list_is_said_too(tmp_path):
+    lines = [json.dumps(dict(text=f"number {i}", label=["a\u200b", "b"][: 1 + i % 2])) for i in range(20)]
+    report = checked(written(tmp_path/"a.jsonl", [*lines, json.dumps(dict(text="more", label=["a"]))]))
+    assert report.classes == ["a", "b"] and len(found(report)["label with what cannot be seen"][1]) == 20
+
+
 def test_joiners_inside_a_word_are_letters():
     for name in ("می\u200cخواهم", "क\u094d\u200dष", "👨\u200d👩"): assert class_name(name) == name
 
@@ -229,6 +235,11 @@ def test_a_class_that_joins_others_is_noted(tmp_path, joined):
     assert "'a' and 'b' are classes too" in found(report)["class that joins others"][1][joined]
 
 
+def test_two_columns_without_a_usable_row_stop_by_words(tmp_path):
+    table = written(tmp_path/"a.csv", ["text,mood,topic", "one,,x", "two,y,"])
+    assert not checked(table, label_column=["mood", "topic"], most_bad=1).ok
+
+
 # Their order
 
 def test_numbers_stand_by_size_and_keep_their_number(tmp_path):
@@ -276,6 +287,11 @@ def test_the_order_of_a_dataset_s_classes_is_kept(tmp_path):
     task = data.from_datasets(str(tmp_path/"all"), label_column="label")
     assert task.classes == ["poor", "so so", "fine"]
     assert [int(words.split()[1]) % 3 for words in task.test.inputs] == task.test.labels.tolist()
+    first = datasets.load_from_disk(tmp_path/"all").filter(lambda row: row["label"] != 1)
+    first.save_to_disk(tmp_path/"some")
+    report = preflight.check(tmp_path/"some", label_column="label")
+    assert report.classes == ["poor", "fine"]
+    assert "'so so': there is no example of it" in found(report)["class without an example"][1]["label"]
     several = data.task_of(preflight.check(tmp_path/"all", label_column=["label", "colour"]))
     assert {name: asked.classes for name, asked in several.objective.parts.items()} == dict(
         label=["poor", "so so", "fine"], colour=["red", "blue"])
@@ -307,7 +323,7 @@ def listed_pets(folder, column="file_name", label="label", table="metadata.csv",
 @pytest.mark.parametrize("options", [
     {}, dict(table="metadata.jsonl"), dict(column="image"), dict(column="filename"), dict(column="path"),
     dict(table="labels.csv", where="images"), dict(table="labels.csv", where="images", at="images/"),
-    dict(at="/home/somebody/pets/"), dict(at="./"), dict(table="labels.csv", where="a/b", at="b\\"),
+    dict(at="/data/pets/"), dict(at="./"), dict(table="labels.csv", where="a/b", at="b\\"),
     dict(at="pets/"), dict(at="C:\\photos\\"), dict(column="Image_Path", label="species")], ids=str)
 def test_images_with_a_table_of_labels(tmp_path, options):
     folder = listed_pets(tmp_path/"pets", **options)

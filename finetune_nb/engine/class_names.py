@@ -38,8 +38,10 @@ def note_untidy(cell, # of a column of labels, or the name of a folder
                 notes:Notes, # a name that is read as another is added
                ):
     "Say what was changed, though nobody can see it."
-    if isinstance(cell, str) and (name := class_name(cell)) != cell.strip():
-        notes.note("label with what cannot be seen", place, f"{ascii(cell)} is read as {ascii(name)}")
+    names = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
+    for name in names:
+        if isinstance(name, str) and tidy(name) != name.strip():
+            notes.note("label with what cannot be seen", place, f"{ascii(name)} is read as {ascii(tidy(name))}")
 
 # %% ../../nbs/engine/13b_class_names.ipynb #d796c993
 _NO_LABEL = {"nan", "-nan", "<na>", "nat", "#n/a", "#na"}

@@ -160,6 +160,14 @@ def _without_secrets(rows:list[Example], notes:Notes) -> list[Example]:
     return [row for row in rows if row.part not in secret]
 
 # %% ../../nbs/engine/13_readers.ipynb #f29c60e7
+def _note_absent(orders:dict[str, Sequence[str]], classes:list|dict, notes:Notes):
+    "Classes that a dataset names, and that nobody has."
+    for column, given in orders.items():
+        here = classes.get(column, ()) if isinstance(classes, dict) else classes
+        if absent := [name for name in given if name not in here]:
+            notes.note("class without an example", column, f"{listed(absent)}: there is no example of it, so it is "
+                       "left out, and the numbers of classes behind it are smaller than in the data")
+
 def examples_in(tables:Sequence[Table], # one, or one for each part
                 kind:Kind, # of the inputs
                 request:Request, # which columns, and what for
@@ -182,6 +190,7 @@ def examples_in(tables:Sequence[Table], # one, or one for each part
         else:
             row.target = target
             good.append(row)
+    _note_absent(orders, read.classes, notes)
     if read.remark: notes.note(read.remark.what, name, read.remark.reason)
     return Found(kind, good, target_kind(read.objective), read.classes)
 
@@ -226,7 +235,8 @@ class ImageIndex:
         "The file whose path is the cell, or ends so; a full path, of another machine too, may end as the file's own."
         if missing(cell): return Fault("missing image", "the row names none")
         said = str(cell).strip().replace("\\", "/").removeprefix("./")
-        alike = [(file, file.relative_to(self.top).as_posix()) for file in self.called.get(said.rpartition("/")[2], [])]
+        alike = self.called.get(said.rpartition("/")[2], [])
+        alike = [(file, file.relative_to(self.top).as_posix()) for file in alike]
         found = [file for file, own in alike if own == said]
         if not found and re.match(r"/|\w:", said): found = [file for file, own in alike if said.endswith(f"/{own}")]
         if not found: found = [file for file, _ in alike if file.absolute().as_posix().endswith(f"/{said}")]
