@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors import safe_open
 from torch import nn
-from finetune_nb import blocks, fit, freeze, vision
+from finetune_nb import blocks, evaluate, fit, freeze, saving, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine import fast, timm_families
 from finetune_nb.engine.families import Map, open_backbone
@@ -94,6 +94,16 @@ def test_it_is_a_classifier():
     theirs = eval(re.search(r"^model = (.+)$", again.usage(about), re.M)[1], dict(timm=timm)).eval()
     theirs.load_state_dict(tensors)
     with torch.no_grad(): assert torch.allclose(theirs(model.normalise(images)), model(images), atol=1e-6)
+
+
+def test_a_saved_model_s_weights_are_a_backbone(noise, tmp_path):
+    model = untrained()
+    history = fit(model, noise, epochs=1, progress=False)
+    saving.save(tmp_path/"model", model, noise, history, evaluate(model, noise.test))
+    again = vision.classifier(str(tmp_path/"model"/"model.safetensors"), 3)
+    assert again.architecture == "tf_efficientnet_lite0"
+    assert again.preprocessing.image_size == 32 and list(again.preprocessing.mean) == [0.5] * 3
+    assert [fingerprint(block) for block in blocks(again)[:-1]] == [fingerprint(block) for block in blocks(model)[:-1]]
 
 
 def test_preprocessing_is_timm_s():

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .families import Backbone, Family, Rates, measured_maps, refuse_wrong_hash, register
+from .families import (Backbone, Family, Rates, is_installed, measured_maps, refuse_wrong_hash,
+                                         register)
 from .torchvision_families import state_dict_of
 from ..freezing import Block
 
@@ -62,6 +63,7 @@ class TimmEfficientNets(Family):
 
     def rates(self, network): return Rates(1e-3, 5e-3, 1e-2) # with 3e-4 it was less accurate on photographs
     def names(self): return ["efficientnet-lite0"]
+    def embedded(self): return self.names() if is_installed(_PACKAGE) else []
 
     def made(self, architecture:str # as timm calls it
             )->nn.Module:
