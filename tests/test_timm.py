@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: its weights from a package, folded with its activations, cut, saved; and bfloat16 where it pays."""
+"""EfficientNet-Lite0: its weights from a package, folded, cut and saved; and bfloat16 where it pays."""
 import importlib.metadata
 import json
 import re
@@ -108,7 +108,7 @@ def test_a_saved_model_s_weights_are_a_backbone(noise, tmp_path):
 
 def test_preprocessing_is_timm_s():
     wanted, ours = timm.create_model("tf_efficientnet_lite0").default_cfg, open_backbone(lite0, "image").preprocessing
-    assert (ours["mean"], ours["std"], ours["interpolation"]) == tuple(wanted[k] for k in ("mean", "std", "interpolation"))
+    assert all(ours[name] == wanted[name] for name in ("mean", "std", "interpolation"))
     assert ours["image_size"] == wanted["input_size"][1] == ours["resize_size"] * wanted["crop_pct"]
 
 
@@ -141,7 +141,8 @@ def test_folding_keeps_the_activations(size):
     def activations(network): return sum(isinstance(m, nn.ReLU6) for m in network.modules())
     with torch.no_grad():
         twin, expected = fast.fast_twin(model, [model], lambda network: network(images)), model(images)
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules()) and activations(twin) == activations(model)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
+        assert activations(twin) == activations(model)
         assert (twin(images) - expected).abs().max() < 1e-3 * expected.abs().max()
 
 

@@ -42,9 +42,10 @@ def held_out(features:np.ndarray, # float[N, D]
     folds = min(5, np.unique(labels, return_counts=True)[1].max())
     if folds < 2: return np.array([], bool)
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # some classes may have fewer examples than there are folds
-        return cross_val_predict(head, features, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=0)) == labels
+        return cross_val_predict(head, features, labels, cv=split) == labels
 
 def are_close(best:np.ndarray, # bool[N], which examples it gets right
               other:np.ndarray, # likewise
