@@ -18,7 +18,7 @@ _names = {
     "cli": [],
 }
 # Rooms that hold families of backbones: they are imported when somebody first asks which family knows a network.
-family_rooms = ["engine.torchvision_families", "engine.transformers_families"]
+family_rooms = ["engine.torchvision_families", "engine.timm_families", "engine.transformers_families"]
 # The rooms whose models can be saved, by the kind of inputs that they read: `load` imports them when it meets one.
 model_rooms = {"image": "vision", "text": "text"}
 

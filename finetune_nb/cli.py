@@ -13,7 +13,8 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import columns, compare, draw_comparison, examples, in_json, say, sweep, train
+from .engine.commands import (backbone_for, columns, compare, draw_comparison, examples, in_json, say,
+                                         sweep, train)
 from .engine.options import (Keeping, Labels, Learning, Sweeping, TextTable, argument, home, option, place,
                                         require_ending, with_groups)
 
@@ -55,8 +56,9 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
                           "these; a table that names them; or a saved dataset of Hugging Face. "
                           "[default: real handwritten digits]")=None,
-          backbone:option(str, "`resnet18-fractal` (embedded), `resnet18` … `resnet152`, `vit_b_16` and others with "
-                          "ImageNet weights, or a file of weights.")="resnet18-fractal",
+          backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet18` … "
+                          "`resnet152`, `vit_b_16` and others with ImageNet weights, or a file of weights. "
+                          "[default: for your images, the embedded one that suits them]")=None,
           image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
                             "[default: what the backbone was made for]")=None,
           augment:option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
@@ -75,6 +77,7 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
     with keeping.reserved():
         task, report = examples(folder, "image", data.digits, learning, labels)
         moved = vision.augmentation(flip=flip) if augment or flip else None
+        backbone = backbone_for(task, folder, backbone, "resnet18-fractal", image_size)
         model = vision.classifier(backbone, task, image_size, moved, seed=learning.seed)
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=augment or flip, flip=flip)
@@ -117,7 +120,8 @@ app.add_typer(_depth, name="depth", help="Try freeze depths, and recommend one: 
 @_depth.command("image")
 @with_groups
 def depth_image(folder:argument(Optional[Path], "Your images, as for `image`. [default: real handwritten digits]")=None,
-                backbone:option(str, "As for `image`.")="resnet18-fractal",
+                backbone:option(Optional[str], "As for `image`. "
+                                "[default: for your images, the embedded one that suits them]")=None,
                 image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
                                   "[default: what the backbone was made for]")=None,
                 labels:Labels=Labels(), sweeping:Sweeping=Sweeping()):
@@ -129,6 +133,7 @@ def depth_image(folder:argument(Optional[Path], "Your images, as for `image`. [d
     """
     from finetune_nb import data, vision
     task, report = examples(folder, "image", data.digits, sweeping, labels)
+    backbone = backbone_for(task, folder, backbone, "resnet18-fractal", image_size)
     sweep(task, report, lambda seed: vision.classifier(backbone, task, image_size, seed=seed), backbone, sweeping)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a12

@@ -20,11 +20,12 @@ FLOORS = [
     "engine.tables engine.inputs engine.folders engine.class_names engine.targets engine.hugging_face engine.readers "
     "engine.reports",
     "data engine.labels engine.numbers engine.several engine.baselines engine.docstrings engine.splits engine.fractals "
-    "engine.torchvision_families engine.transformers_families",
+    "engine.photographs engine.torchvision_families engine.timm_families engine.transformers_families",
     "vision text cache engine.models engine.image_models engine.text_models engine.twins engine.fast engine.states "
     "engine.threads engine.batches engine.prefix engine.cutting",
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
-    "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer",
+    "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
+    "engine.choosing",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]
@@ -340,4 +341,4 @@ def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
-                     "engine.transformers_families"}
+                     "engine.timm_families", "engine.transformers_families"}

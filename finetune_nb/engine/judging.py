@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .batches import Batches
-from .fast import autocast, fast_twin, may_round
+from .fast import autocast, fast_twin, may_round, pays_in_bf16
 from .labels import Classification
 from .objective import Evaluation, Objective, joined, take
 from .prefix import PAYS
@@ -30,7 +30,7 @@ def _network(learner:nn.Module, batches:Batches, precision:str, device:torch.dev
     "The learner, or something faster that gives the same."
     if learner.head_alone or not may_round(learner, precision) or len(batches) < PAYS: return learner
     few = batches.first(1 if batches.layout.tokens is None else 2).to(device) # two texts, for they differ in length
-    return fast_twin(learner, [learner], few.run)
+    return fast_twin(learner, [learner], few.run, pays_in_bf16(batches.model))
 
 @torch.no_grad()
 def answers_of(learner:nn.Module, # a whole model, or the suffix of a cut
@@ -42,7 +42,7 @@ def answers_of(learner:nn.Module, # a whole model, or the suffix of a cut
     answers, losses, positions, device = [], [], [], next(learner.parameters()).device
     with evaluating(learner):
         network = _network(learner, batches, precision, device)
-        with autocast(learner, precision):
+        with autocast(learner, precision, batches.model):
             for batch in batches.epoch():
                 batch = batch.to(device)
                 outputs = in_full(batch.run(network))

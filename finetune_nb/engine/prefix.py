@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 from tqdm.auto import tqdm
 
 from .batches import TOKENS, encode, example_seed, fast_batch, in_batches, varied
-from .fast import autocast, fast_twin, has_bf16, may_round
+from .fast import autocast, fast_twin, has_bf16, may_round, pays_in_bf16
 from .models import tensors_in, to_device
 from .states import (Kept, Layout, Rows, States, clear_away, digest, mapped, readable_size,
                                        temporary)
@@ -204,7 +204,8 @@ class Results(Files):
         if not self.fast or len(self.batches) < PAYS: return self.model
         few = to_device(self.model.collate(encoded[:1 if self.layout.tokens is None else 2]), self.device)
         still = [module for block in self.deepest.blocks for module in block.modules]
-        return fast_twin(self.model, still, lambda network: watch(network, places, lambda own: own.call(few)))
+        def see(network): return watch(network, places, lambda own: own.call(few))
+        return fast_twin(self.model, still, see, pays_in_bf16(self.model))
 
 # %% ../../nbs/engine/25_prefix.ipynb #67648ccc
 class Pass(Results):
@@ -214,7 +215,8 @@ class Pass(Results):
         self.inputs, self.encoded, self.views, self.seed, self.progress = inputs, encoded, views, seed, progress
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.fast, self.autocast = may_round(self.model, precision), autocast(self.model, precision)
+        self.fast = may_round(self.model, precision)
+        with torch.no_grad(): self.autocast = autocast(self.model, precision)
         self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         self.layout = Layout.plain(len(inputs)) if encoded is None else Layout.of(self.model, encoded)
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget

@@ -76,7 +76,7 @@ class Stages:
             learner = Whole(self.model)
             for part in (self.train, self.validation): part.use(None, None, self.progress)
         self._unwrap()
-        self.autocast = autocast(learner, self.settings["precision"])
+        self.autocast = autocast(learner, self.settings["precision"], self.model)
         fast = may_round(self.model, self.settings["precision"])
         self.learner = self.accelerator.prepare(fast_learner(learner) if fast else learner)
         self.threads.begin()
@@ -129,7 +129,7 @@ class Resumes(Judges):
         names = "epochs", "best_epoch", "stopped", "prefix", "score"
         return dict(epoch=self.epoch, batch=self.batch, step=self.step, total=self.total,
                     seconds=time.perf_counter() - self.started, scheduler=self.steps.scheduler.last_epoch,
-                    threads=self.threads.number, best_score=self.best_score,
+                    threads=self.threads.number, bf16=self.model.bf16, best_score=self.best_score,
                     best_objective=self.best_objective.to_json(),
                     history={name: getattr(self.history, name) for name in names})
 
@@ -141,7 +141,7 @@ class Resumes(Judges):
         self.spent, self.best_score = about["seconds"], tuple(about["best_score"])
         if "best_objective" in about: self.best_objective = objective_of(about["best_objective"])
         for name, value in about["history"].items(): setattr(self.history, name, value)
-        self.history.prefix = ""
+        self.history.prefix, self.model.bf16 = "", about.get("bf16", {})
         if self.threads.free: self.threads.keep(about.get("threads", self.threads.all))
 
 # %% ../../nbs/engine/34_run.ipynb #52dfa1cf

