@@ -1,6 +1,7 @@
 """The table and the figure of a result; `python benchmarks/report.py benchmarks/results.json` writes them again."""
 import json
 import sys
+from math import hypot
 from pathlib import Path
 from statistics import median
 
@@ -87,7 +88,12 @@ def against(r, work, mode, peer):
     ours, theirs = r.median(OURS, work), r.median(peer, work, mode)
     accuracy, runs = r.beside(work, peer, mode, "accuracy")
     memory, _ = r.beside(work, peer, mode, "memory_peak")
-    points = "–" if accuracy is None else f"{round(100 * accuracy, 1) + 0:+.1f} points ({count(runs, 'run')})"
+    points = "–"
+    if accuracy is not None:
+        tested = sizes(r, work, r.size)[-1]
+        each = r.median(OURS, work, key="accuracy"), r.median(peer, work, mode, key="accuracy")
+        error = 100 * hypot(*(error_of(one, tested) for one in each))
+        points = f"{round(100 * accuracy, 1) + 0:+.1f} ± {error:.1f} points ({count(runs, 'run')})"
     megabytes = "–" if memory is None else f"{memory / 1e6:+.0f} MB"
     return [work, mode, peer, ratio(theirs, ours), points, early_ratio(r, work, mode), ratio(ours, r.limit(work), ""),
             megabytes]
@@ -95,8 +101,8 @@ def against(r, work, mode, peer):
 
 def summary(r):
     head = ["work", "peers", "the fastest of them", f"its time ÷ finetune_nb's, {count(r.epochs)}",
-            "accuracy of finetune_nb less its accuracy", "its time ÷ finetune_nb's, 1 epoch",
-            "finetune_nb's time ÷ limit", "peak memory of finetune_nb less its"]
+            "accuracy: finetune_nb's minus its ± standard error", "its time ÷ finetune_nb's, 1 epoch",
+            "finetune_nb's time ÷ limit", "peak memory: finetune_nb's minus its"]
     fastest = [(work, mode, r.fastest(work, mode)) for work in r.works for mode in (USER, BEST)]
     return table(head, [against(r, *which) for which in fastest if which[-1]])
 
@@ -104,14 +110,19 @@ def summary(r):
 def count(number, name="epoch"): return f"{number} {name}{'s' * (number > 1)}"
 
 
-def correct(runs, tested):
-    """Median accuracy, and the standard error of one run on so few test examples.
+def error_of(accuracy, tested):
+    """The standard error of one run on so few test examples.
 
     It is of one right and one wrong more than were seen, or 100 % would be certain.
     """
+    p, n = (accuracy * tested + 1) / (tested + 2), tested + 2
+    return (p * (1 - p) / n) ** .5
+
+
+def correct(runs, tested):
+    "Median accuracy, and its standard error"
     middle = median(run["accuracy"] for run in runs)
-    p, n = (middle * tested + 1) / (tested + 2), tested + 2
-    return f"{middle:.1%} ± {100 * (p * (1 - p) / n) ** .5:.1f}"
+    return f"{middle:.1%} ± {100 * error_of(middle, tested):.1f}"
 
 
 def settings_of(peer, mode): return "" if peer in (OURS, UNCACHED) else mode # ours has only one way

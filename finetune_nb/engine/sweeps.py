@@ -135,15 +135,22 @@ def _draw_scores(ax, record:Record, table:pd.DataFrame, chosen:int):
     name, scores = record.score.replace("_", " "), table[record.score]
     spread = dict(color=COLOURS[1], alpha=0.15, lw=0, label="test, lowest to highest seed")
     ax.fill_between(table.index, table.lowest, table.highest, **spread)
-    ax.plot(scores, color=COLOURS[1], label="test, mean")
+    ax.plot(scores, color=COLOURS[1], label=f"test, mean ({record.num_test} examples)")
     ax.plot(table[f"validation_{record.score}"], color=COLOURS[0], ls="--", marker="s", ms=3, label="validation, mean")
     for whole, face, label in ((True, COLOURS[1], None), (False, "white", "given up after fewer seeds")):
         some = table[(table.seeds == table.seeds.max()) == whole]
         if len(some): ax.plot(some[record.score], "o", color=COLOURS[1], markerfacecolor=face, label=label)
     ax.axvline(chosen, color="#555555", ls=":", label=f"recommended: {chosen}")
-    found = f"{as_score(record.score, scores[chosen])} on {record.num_test} test examples"
-    ax.set(ylabel=name, title=f"{record.task}: freeze depth {chosen} is recommended, {found}")
+    ax.set(ylabel=name, title=_title(record, table, chosen))
     ax.legend(fontsize=8)
+
+def _title(record:Record, table:pd.DataFrame, chosen:int) -> str:
+    "What is recommended, and how it does on test examples, which had no say in it."
+    scores = table[record.score][table.seeds == table.seeds.max()]
+    def said(depth): return as_score(record.score, scores[depth])
+    best = scores.idxmax()
+    beside = ", the best of all" if scores[chosen] == scores[best] else f"; depth {best} has {said(best)}"
+    return f"{record.task}: validation recommends depth {chosen}, with {said(chosen)} on test{beside}"
 
 def _draw_costs(ax, table:pd.DataFrame):
     ax.bar(table.index - 0.2, table.seconds, 0.38, color=COLOURS[4], label="seconds of training")
