@@ -50,9 +50,9 @@ def held_out(features:np.ndarray, # float[N, D]
 def are_close(best:np.ndarray, # bool[N], which examples it gets right
               other:np.ndarray, # likewise
              )->bool:
-    "Is the difference within its standard error?"
-    difference = best.astype(float) - other
-    return not len(difference) or difference.mean() <= difference.std() / np.sqrt(len(difference))
+    "Is the difference within its standard error? Only examples on which they differ count (McNemar 1947)."
+    won, lost = (best & ~other).sum(), (other & ~best).sum()
+    return won - lost <= np.sqrt(won + lost)
 
 # %% ../../nbs/engine/45_choosing.ipynb #e012cede
 def frozen(task, # a `Task`
