@@ -95,11 +95,17 @@ def _shown(given) -> str: # an input, in a table
     if not isinstance(given, str | Path): return "image" if hasattr(given, "convert") else type(given).__name__
     return str(given).encode(errors="backslashreplace").decode() # the name of a file may hold half a letter
 
+def _row(given, answer, objective, top:int) -> dict: # of a table
+    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top)
+    nothing = dict.fromkeys(objective.said(objective.nothing, top))
+    return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
+
 def _readable(kind, given): # the input, or an `Unreadable`; `kind`: of a model's inputs, where it is known
     "In an empty text there is nothing to read, as in training."
     fault = kind.fault(given) if kind and isinstance(given, str) else None
     return Unreadable(given, f"{fault.what}: {fault.reason}") if fault else given
 
+# %% ../nbs/10_your_own_data.ipynb #de034072
 def _encoded(model:Model, inputs:list) -> list: # each encoded, or an `Unreadable`
     "Together, or one by one, to see which of them cannot be read."
     def one(given):
@@ -117,10 +123,6 @@ def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreada
     batches = Batches(model, Examples(good, [0] * len(good)), encoded=good)
     found = iter(answers_of(Whole(model), batches, model.objective, "auto")[0])
     return [x if isinstance(x, Unreadable) else next(found) for x in encoded]
-
-def _row(given, answer, objective, top:int) -> dict: # of a table
-    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top)
-    return dict(input=_shown(given)) | dict.fromkeys(objective.said(objective.nothing, top)) | dict(error=_shown(answer.reason))
 
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)

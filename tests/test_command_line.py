@@ -527,7 +527,8 @@ def test_a_name_that_is_no_text(monkeypatch, capsys, photographer, tmp_path):
     assert table.input[0].endswith(r"caf\udce9.png") and set(table["class"]) <= {"left", "right"}
 
 
-lines = ["it is fine", "", "   ", "smile \U0001f600", "caf\xe9", "tab\tand, \"quotes\"", "one\x0bline\u2028only", "poor\r"]
+lines = ["it is fine", "", "   ", "smile \U0001f600", "caf\xe9", "tab\tand, \"quotes\"", "one\x0bline\u2028only",
+         "poor\r"]
 
 
 @pytest.mark.parametrize("terminal", ["utf-8", "cp1252", "ascii"])

@@ -241,7 +241,7 @@ def reader(saved_text): return finetune_nb.load(saved_text[0])
 
 @pytest.mark.parametrize("form", [
     lambda texts: pd.Series(texts, index=range(19, -1, -1)), lambda texts: pd.DataFrame(dict(text=texts)), np.array,
-    lambda texts: np.array(texts, object), tuple, iter], ids=["column", "frame", "array", "objects", "tuple", "iterator"])
+    lambda texts: np.array(texts, object), tuple, iter], ids=["column", "frame", "array", "objects", "tuple", "iter"])
 def test_texts_in_any_sequence(reader, form):
     "and never the word that a column is called by"
     assert reader.predict(form(sentences)).equals(reader.predict(sentences))
@@ -256,7 +256,7 @@ def test_what_is_no_sequence_is_refused(reader, given, sentence):
 
 
 @pytest.mark.parametrize("given, reason", [
-    (None, "This model reads texts, got NoneType"), (3, "reads texts, got int"), (float("nan"), "reads texts, got float"),
+    (None, "This model reads texts, got NoneType"), (3, "reads texts, got int"), (np.nan, "reads texts, got float"),
     (["a"], "reads texts, got list"), (b"a", "reads texts, got bytes"), ("", "empty text: there is nothing to read"),
     (" \n", "empty text"), ("caf\udce9", "broken characters"), ("a\0b", "NUL characters")], ids=repr)
 def test_one_that_cannot_be_read_costs_no_answer(reader, given, reason):
@@ -276,7 +276,7 @@ def test_how_many_is_a_whole_number(reader, more, sentence):
 @pytest.mark.parametrize("call, sentence", [
     (lambda saved, task: finetune_nb.load(None), "folder must be a path, got None"),
     (lambda saved, task: saving.save(saved[1], task, "out", None, None), "folder must be a path, got ImageClassifier"),
-    (lambda saved, task: saving.save("out", "resnet18", task, None, None), "model must be a network, .* got 'resnet18'"),
+    (lambda saved, task: saving.save("out", "resnet18", task, None, None), "must be a network, .* got 'resnet18'"),
     (lambda saved, task: saving.save("out", saved[1], task.test, None, None), "task must be the Task that it learnt"),
     (lambda saved, task: saving.save("out", saved[1], task, None, None), "history must be what fit gave, got None"),
     (lambda saved, task: saving.save("out", saved[1], task, training.History({}), 0.9), "what evaluate gave, got 0.9"),
@@ -405,7 +405,7 @@ def test_a_disk_that_fills_up_is_told_of_in_a_sentence(saved_text, mood, tmp_pat
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(OSError, match=r"The model could not be saved in .*out' \(.*File too large.*\): make room there"):
+        with pytest.raises(OSError, match=r"The model could not be saved in .*out' \(.*File too large.*\): make room"):
             saving.save(tmp_path/"out", model, mood, history, evaluation)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path/"out").iterdir())
