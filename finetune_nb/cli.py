@@ -13,8 +13,8 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, columns, compare, draw_comparison, examples, in_json, say,
-                                         sweep, train)
+from .engine.commands import (backbone_for, columns, compare, draw_comparison, examples, in_json,
+                                         lines_of_input, say, speak_utf8, sweep, train)
 from .engine.options import (Keeping, Labels, Learning, Sweeping, TextTable, argument, home, option, place,
                                         require_ending, with_groups)
 
@@ -227,22 +227,26 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
 # %% ../nbs/20_command_line.ipynb #5f0c3a15
 def _inputs(kind, files:list[str], table:TextTable) -> list: # of a kind of inputs, as `kind_of` gives it
     "What there is to predict: what lines of standard input say, or files and folders."
-    from finetune_nb.preflight import inputs_in
-    if files in ([], ["-"]): return kind.of_lines(sys.stdin)
-    return [found for file in files
-            for found in inputs_in(Path(file), kind.name, table.text_column, **table.written())]
+    from finetune_nb.engine.tables import known_encoding
+    from finetune_nb.preflight import Unreadable, inputs_in
+    encoding = known_encoding(table.encoding)
+    def found(file):
+        if file == "-": return kind.of_lines(lines_of_input(encoding))
+        try: return inputs_in(Path(file), kind.name, table.text_column, **table.written())
+        except (OSError, ValueError) as error: return [Unreadable(file, str(error))]
+    return [given for file in files or ["-"] for given in found(file)]
 
 def _as_csv(answers) -> str: # of a table
     "Lists are joined."
     def cell(value): return "; ".join(map(str, value)) if isinstance(value, list) else value
-    return answers.apply(lambda column: column.map(cell)).to_csv(index=False).strip()
+    return answers.apply(lambda column: column.map(cell)).to_csv(index=False, lineterminator="\n")
 
 def _require_all(answers): # a table
     "Name what could not be read, and end with exit code 1."
     if "error" not in answers: return
     broken = answers.dropna(subset="error")
     say(f"finetune-nb: {len(broken)} of {len(answers)} could not be read.",
-        *(f"{row.input}: {row.error}" for row in broken.itertuples()), sep="\n")
+        *(f"{row.input.strip() or 'a blank line'}: {row.error}" for row in broken.itertuples()), sep="\n")
     raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a16
@@ -266,8 +270,8 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
     answers = saved.predict(_inputs(kind_of(saved.model.kind), files or [], table), top, batch_size)
-    as_lines = dict(orient="records", lines=True, force_ascii=False)
-    print(answers.to_json(**as_lines).strip() if as_json else _as_csv(answers))
+    rows = answers.to_dict("records")
+    print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
     _require_all(answers)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a17
@@ -288,6 +292,7 @@ def export(model:argument(Path, "A folder that `--out` has written."),
 # %% ../nbs/20_command_line.ipynb #c0d97b78
 def main():
     "The command `finetune-nb`: an error that we foresaw is one sentence, not a traceback."
+    speak_utf8()
     try: app()
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         say(f"finetune-nb: {error}")

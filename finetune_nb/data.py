@@ -21,6 +21,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from .engine.arguments import expect, many, positions
 from .engine.baselines import Baseline, baseline
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
@@ -35,7 +36,7 @@ from .preflight import Report, check
 def _as_targets(values):
     "Numbers become a tensor, pandas' columns are taken by position, anything else stays a list."
     if isinstance(values, Mapping): return {name: _as_targets(own) for name, own in values.items()}
-    if hasattr(values, "to_numpy"): values = values.to_numpy().copy()
+    values = many("targets", values.to_numpy() if hasattr(values, "to_numpy") else values)
     try: return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError): return list(values) # names, or of different lengths
 
@@ -43,11 +44,11 @@ def _as_targets(values):
 class Examples:
     "Inputs and their targets: `inputs[i]` should be answered with `targets[i]`."
     inputs: Sequence # texts, images `uint8[N, C, H, W]`, or image files
-    targets: Sequence # class numbers `int64[N]`, or what else the task's objective asks for
+    targets: Sequence # class numbers `int64[N]`, names of classes, or what else the task's objective asks for
 
     def __post_init__(self):
         object.__setattr__(self, "targets", _as_targets(self.targets))
-        if hasattr(self.inputs, "to_list"): object.__setattr__(self, "inputs", self.inputs.to_list()) # of pandas
+        object.__setattr__(self, "inputs", many("inputs", self.inputs))
         if len(self.inputs) != size(self.targets):
             raise ValueError(f"{len(self.inputs)} inputs came with {size(self.targets)} labels: "
                              "give exactly one label for each input.")
@@ -58,9 +59,9 @@ class Examples:
     def labels(self) -> torch.Tensor: # of a classification: class numbers, `int64[N]`
         return self.targets
 
-    def subset(self, indices:Sequence[int]) -> "Examples":
-        "The examples at `indices`, in that order."
-        indices = [int(i) for i in indices]
+    def subset(self, indices:Sequence) -> "Examples":
+        "The examples at `indices`, in that order; or those that have a yes there."
+        indices = positions("indices", indices, len(self))
         return Examples(take(self.inputs, indices), take(self.targets, indices))
 
 # %% ../nbs/01b_data.ipynb #b7c41d01
@@ -68,6 +69,7 @@ PARTS = "train", "validation", "test" # of a task
 
 def _checked(part:str, examples:Examples, objective:Objective) -> Examples:
     "A part whose targets are as the objective wants them."
+    expect(part, examples, Examples, "Examples(inputs, targets)")
     if len(examples) == 0: raise ValueError(f"has no {part} examples: give at least one of each class.")
     try: return Examples(examples.inputs, objective.check(examples.targets))
     except ValueError as error: raise ValueError(f"{part} {error}") from error
@@ -86,7 +88,7 @@ class Task:
 
     def __post_init__(self):
         try:
-            asked = self.objective if isinstance(self.objective, Objective) else Classification(list(self.objective))
+            asked = self.objective if isinstance(self.objective, Objective) else Classification(self.objective)
             object.__setattr__(self, "objective", asked)
             for part in PARTS: object.__setattr__(self, part, _checked(part, getattr(self, part), asked))
             asked.require(self.train.targets)

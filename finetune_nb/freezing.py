@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'has_parameters', 'in_groups', 'Sequentials', 'blocks', 'fingerprint', 'stay_in_eval', 'set_frozen',
-           'SummaryRow', 'FreezeSummary', 'check_depth', 'summarise', 'freeze', 'freeze_depth', 'short_number',
-           'draw_blocks', 'trainable_parameters', 'unfreeze', 'blocks_with_head']
+           'live_batchnorms', 'drifts', 'SummaryRow', 'FreezeSummary', 'check_depth', 'summarise', 'freeze',
+           'freeze_depth', 'short_number', 'draw_blocks', 'trainable_parameters', 'unfreeze', 'blocks_with_head']
 
 # %% ../nbs/04_frozen_layers.ipynb #84a5592c
 import hashlib
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .engine.arguments import expect, many, network
 from .engine.families import Family, families, family_of, register
 
 # %% ../nbs/04_frozen_layers.ipynb #657bee1b
@@ -130,6 +131,7 @@ def _cut(model):
 def blocks(model:nn.Module, # a supported backbone, bare or with its head
           )->list[Block]: # from input to output; every parameter and buffer is in exactly one
     "The blocks of `model`, in the order in which they run."
+    model = network(model)
     if getattr(model, "_blocks_by_hand", None): found = _by_hand(model)
     elif ismethod(getattr(model, "blocks", None)): found = model.blocks()
     else: found = _cut(model)
@@ -146,7 +148,7 @@ def fingerprint(part:nn.Module|Block, # a model, any module, or a block
                )->str: # 64 hexadecimal digits
     "SHA-256 over the names and bytes of all parameters and buffers: equal only if nothing moved."
     digest = hashlib.sha256()
-    block = Block("", [part]) if isinstance(part, nn.Module) else part
+    block = part if isinstance(part, Block) else Block("", [network(part)])
     for name, tensor in block.named_tensors():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -162,6 +164,7 @@ def set_frozen(block:Block,
                training:bool=True, # the mode that its modules get back when it learns again
               ):
     "Freeze one block, or let it learn."
+    expect("block", block, Block, "a Block, as blocks(model) gives them")
     for parameter in block.parameters():
         parameter.requires_grad_(not frozen)
         if frozen: parameter.grad = None # an optimiser skips a parameter without gradient
@@ -174,6 +177,16 @@ def set_frozen(block:Block,
 def _is_frozen(block):
     return (not any(p.requires_grad for p in block.parameters())
             and all(hasattr(inner, "_eval_hook") for module in block.modules for inner in module.modules()))
+
+# %% ../nbs/04_frozen_layers.ipynb #6cb6de11
+def live_batchnorms(block:Block) -> list[nn.Module]:
+    "Its BatchNorms that are not frozen: in training, each takes mean and spread from the batch."
+    modules = [inner for module in block.modules for inner in module.modules()]
+    return [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and not hasattr(m, "_eval_hook")]
+
+def drifts(block:Block) -> bool:
+    "Does its BatchNorm move although nothing in it learns?"
+    return bool(live_batchnorms(block)) and not any(p.requires_grad for p in block.parameters())
 
 # %% ../nbs/04_frozen_layers.ipynb #890a0930
 class SummaryRow(NamedTuple):
@@ -188,6 +201,8 @@ class SummaryRow(NamedTuple):
         return self.block, f"{self.parameters:,}", f"{100 * self.share:.1f} %", "frozen" if self.frozen else "learns"
 
 # %% ../nbs/04_frozen_layers.ipynb #d0ee2434
+_frozen = "frozen: no gradient, no BatchNorm update, no dropout; requires_grad=False alone is only the first of these"
+
 @dataclass(repr=False)
 class FreezeSummary:
     "What learns and what does not, with parameter counts: a table in a terminal and in a notebook."
@@ -208,7 +223,7 @@ class FreezeSummary:
         table = [("block", "parameters", "share", "state"), *[row.cells() for row in self.rows]]
         name, count, share, _ = [max(map(len, column)) for column in zip(*table)]
         lines = [f"{a:<{name}}  {b:>{count}}  {c:>{share}}  {state}" for a, b, c, state in table]
-        return "\n".join([self._title(), *lines])
+        return "\n".join([self._title(), *lines, *[_frozen] * (self.depth > 0)])
 
     def _repr_html_(self): return _as_html(self)
 
@@ -229,8 +244,9 @@ def _as_html(summary):
                      f"<td style='text-align:left'>{state}</td></tr>")
     titles = "block", "parameters", "share of the model", "state"
     head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
+    foot = f"<tfoot><tr><td colspan='4' style='text-align:left'>{_frozen}</td></tr></tfoot>" * (summary.depth > 0)
     return (f"<table><caption style='text-align:left'>{summary._title()}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(lines)}</tbody></table>")
+            f"<tbody>{''.join(lines)}</tbody>{foot}</table>")
 
 # %% ../nbs/04_frozen_layers.ipynb #27911038
 def check_depth(depth, # as somebody gave it
@@ -258,8 +274,8 @@ def summarise(found:list[Block], # of a model
 
 def _named_by_hand(model, parts, name):
     "A block from a `Block`, a module, or a list of modules and bare parameters."
-    if isinstance(parts, nn.Module | torch.Tensor): parts = [parts]
-    if not isinstance(parts, Sequence): return parts
+    if isinstance(parts, Block): return parts
+    parts = [parts] if isinstance(parts, nn.Module | torch.Tensor) else many(name, parts)
     paths = {id(tensor): path for path, tensor in _named_tensors(model).items()}
     bare = {paths.get(id(part), "foreign"): part for part in parts if torch.is_tensor(part)}
     return Block(name, [part for part in parts if not torch.is_tensor(part)], bare)
@@ -276,7 +292,10 @@ def freeze(model:nn.Module, # any supported backbone, bare or with its head
            depth:int, # blocks to freeze, counted from the input: 0 trains everything, the largest the head alone
            blocks:Sequence|None=None, # by hand, from input to output: a `Block`, or modules, for each block; remembered
           )->FreezeSummary: # what learns, what does not, parameter counts
-    "Freeze the first `depth` blocks, and no others: no gradient, no BatchNorm update, no dropout."
+    """Freeze the first `depth` blocks, and no others: no gradient, no BatchNorm update, no dropout.
+
+    A loop of your own over `requires_grad` does the first of these alone: BatchNorm drifts."""
+    model = network(model)
     found = _blocks_of(model, blocks)
     depth = check_depth(depth, found)
     if blocks is not None: _remember(model, found)
@@ -286,6 +305,7 @@ def freeze(model:nn.Module, # any supported backbone, bare or with its head
 def _blocks_of(model, by_hand=None):
     "The blocks of `model`, or those that were named by hand, checked."
     if by_hand is None: return blocks(model)
+    by_hand = many("blocks", by_hand)
     names = [*(f"block.{i}" for i in range(len(by_hand) - 1)), "head"]
     return _checked(model, [_named_by_hand(model, parts, name) for parts, name in zip(by_hand, names)])
 
@@ -335,7 +355,7 @@ def draw_blocks(model:nn.Module, # any supported model
 # %% ../nbs/04_frozen_layers.ipynb #29051927
 def trainable_parameters(model:nn.Module)->Iterator[nn.Parameter]: # those that learn, in order
     "What an optimiser is to be given."
-    return (p for p in model.parameters() if p.requires_grad)
+    return (p for p in network(model).parameters() if p.requires_grad)
 
 # %% ../nbs/04_frozen_layers.ipynb #cce5c4f1
 def unfreeze(model:nn.Module, # a frozen model

@@ -22,8 +22,10 @@ from .data import Examples, Task
 from .engine.choosing import Choice, frozen, held_out, some_of
 from .engine.families import embedded
 from .engine.fractals import Recipe, Systems, draw_batch, render, sample_systems
+from .engine.places import writing
 from .engine.pretrainer import Pretrainer, Pretraining, begin
 from .freezing import blocks
+from .engine.arguments import place
 from .engine.batches import Batches, Whole
 from .engine.models import as_model
 from .engine.twins import evaluating
@@ -76,11 +78,11 @@ def ship(checkpoint:str|Path, # of `pretrain`, or its folder
          licence:str="Apache-2.0", # SPDX identifier
         )->dict: # what the JSON says
     "Write a checkpoint's backbone in half precision, with its papers; `vision.classifier(file, ...)` opens it."
-    run, file = Pretraining.load(checkpoint), Path(file)
+    run, file = Pretraining.load(checkpoint), place("file", file)
     if file.suffix != ".safetensors": raise ValueError(f"file must end in .safetensors, got {str(file)!r}.")
     backbone, size = _half_backbone(run.checkpoint), run.recipe.image_size
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(backbone, file, {"format": "pt"})
+    with writing("the backbone", file): save_file(backbone, file, {"format": "pt"})
     about = dict(architecture="resnet18", sha256=_sha256(file),
                  preprocessing=dict(image_size=size, resize_size=size), licence=licence,
                  recipe=asdict(run.recipe), seed=run.recipe.seed, images_seen=run.images_seen,

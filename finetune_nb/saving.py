@@ -22,15 +22,17 @@ from torch import nn
 
 import finetune_nb
 from .data import Examples, Task
+from .engine.arguments import expect, many, network, place, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
-from .engine.places import KEPT, refuse_others, require_room, reserved
+from .engine.places import KEPT, refuse_others, require_room, reserved, writing
 from .engine.history import History
 from .engine.judging import answers_of
 from .engine.labels import Classification
 from .engine.models import Model, model_kinds, tensors_in
 from .engine.objective import Evaluation, objective_of
+from .engine.inputs import KINDS
 from .preflight import Unreadable
 
 # %% ../nbs/10_your_own_data.ipynb #e4158ab9
@@ -39,6 +41,7 @@ def _write_weights(folder:Path, model:Model, task:Task) -> dict:
     if not isinstance(model, Model) or not model.kind:
         raise ValueError(f"save takes a classifier of vision or text, got {type(model).__name__}: "
                          "save its state dict with safetensors.")
+    expect("task", task, Task, "the Task that it learnt")
     if model.objective is None: model.objective = task.objective
     tensors, about = model.save(folder)
     file = folder/"model.safetensors"
@@ -56,17 +59,15 @@ def save(folder, # where; a folder that `reserved` gave, or any
          more:dict|None=None, # what else belongs into `result.json` and the card: the `backbone`, the `command`
         )->Path: # the folder
     "Weights, configuration, metrics, figures and a model card; all of them, or none."
-    folder = Path(folder).expanduser()
+    folder, model = place("folder", folder), network(model)
     refuse_others(folder)
     shutil.rmtree(part := folder/".part", ignore_errors=True) # of a run that was killed
     part.mkdir(parents=True)
     try:
-        _write(part, model, task, history, evaluation, more or {})
-        for name in KEPT: (folder/name).unlink(missing_ok=True) # of a model that was here; what else is here stays
-        for file in part.iterdir(): file.replace(folder/file.name)
-    except OSError as error:
-        raise OSError(f"The model could not be saved in {str(folder)!r} ({error.strerror or error}): "
-                      "make room there, or save it elsewhere.") from error
+        with writing("the model", folder):
+            _write(part, model, task, history, evaluation, more or {})
+            for name in KEPT: (folder/name).unlink(missing_ok=True) # of a model that was here; what else is here stays
+            for file in part.iterdir(): file.replace(folder/file.name)
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
@@ -74,6 +75,8 @@ def save(folder, # where; a folder that `reserved` gave, or any
 def _write(part:Path, model:Model, task:Task, history:History, evaluation:Evaluation, more:dict):
     "All files of a saved model."
     about = _write_weights(part, model, task)
+    expect("history", history, History, "what fit gave")
+    expect("evaluation", evaluation, Evaluation, "what evaluate gave")
     result = result_of(model, task, history, evaluation, more)
     if "preprocessing" in about: result["preprocessing"] = about["preprocessing"]
     figure, does = f"{evaluation.figure}.png", task.objective.pipeline
@@ -88,9 +91,21 @@ def _write(part:Path, model:Model, task:Task, history:History, evaluation:Evalua
 
 # %% ../nbs/10_your_own_data.ipynb #25ae4f26
 def _shown(given) -> str: # an input, in a table
-    if isinstance(given, str | Path): return str(given)
-    return getattr(given, "place", "image" if hasattr(given, "convert") else type(given).__name__)
+    given = getattr(given, "place", given)
+    if not isinstance(given, str | Path): return "image" if hasattr(given, "convert") else type(given).__name__
+    return str(given).encode(errors="backslashreplace").decode() # the name of a file may hold half a letter
 
+def _row(given, answer, objective, top:int) -> dict: # of a table
+    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top)
+    nothing = dict.fromkeys(objective.said(objective.nothing, top))
+    return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
+
+def _readable(kind, given): # the input, or an `Unreadable`; `kind`: of a model's inputs, where it is known
+    "In an empty text there is nothing to read, as in training."
+    fault = kind.fault(given) if kind and isinstance(given, str) else None
+    return Unreadable(given, f"{fault.what}: {fault.reason}") if fault else given
+
+# %% ../nbs/10_your_own_data.ipynb #de034072
 def _encoded(model:Model, inputs:list) -> list: # each encoded, or an `Unreadable`
     "Together, or one by one, to see which of them cannot be read."
     def one(given):
@@ -109,10 +124,6 @@ def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreada
     found = iter(answers_of(Whole(model), batches, model.objective, "auto")[0])
     return [x if isinstance(x, Unreadable) else next(found) for x in encoded]
 
-def _row(given, answer, objective, top:int) -> dict: # of a table
-    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top)
-    return dict(input=_shown(given)) | dict.fromkeys(objective.said(objective.nothing, top)) | dict(error=answer.reason)
-
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
 class Predictor:
@@ -128,9 +139,11 @@ class Predictor:
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
-        inputs = [inputs] if one else list(inputs)
+        kind, inputs = KINDS.get(self.model.kind), [inputs] if one else many("inputs", inputs)
+        inputs = [_readable(kind, given) for given in inputs]
         if not inputs: raise ValueError("predict got no inputs: give at least one.")
-        objective.said(objective.nothing, top) # refuses a top that cannot be meant
+        objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
+        batch_size = whole("batch_size", batch_size, 1)
         parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
         answers = [answer for part in parts for answer in _answers(self.model, part)]
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
@@ -168,7 +181,7 @@ def _class_of(kind:str) -> type[Model]:
 def load(folder # what `save`, or `--out`, has written
         )->Predictor:
     "A saved model, to predict with; no code of it is run."
-    folder = Path(folder).expanduser()
+    folder = place("folder", folder)
     about = _read_about(folder)
     try:
         file = folder/"model.safetensors"
@@ -190,8 +203,8 @@ def export_onnx(folder, # a saved model
     except ImportError as error:
         how = f"Exporting to ONNX needs the package {error.name}: pip install 'finetune-nb[export]'."
         raise ModuleNotFoundError(how, name=error.name) from error
-    own = Path(folder).expanduser()/"model.onnx"
-    model, file = load(folder).model, own if file is None else Path(file).expanduser()
+    own = place("folder", folder)/"model.onnx"
+    model, file = load(folder).model, own if file is None else place("file", file)
     if file.exists() and file != own:
         raise FileExistsError(f"{str(file)!r} is there already, and nothing is overwritten: name a new file.")
     part = file.with_name(f".{file.name}.part")

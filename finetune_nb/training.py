@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .data import Examples, Task
+from .engine.arguments import expect, many, place
 from .engine.batches import Batches, Whole, batch_order
 from .engine.checkpoints import Checkpoints
 from .engine.history import History
@@ -21,7 +22,7 @@ from .engine.labels import Classification
 from .engine.models import Model, as_model
 from .engine.objective import Evaluation, Objective
 from .engine.run import Run
-from .engine.settings import asked_of, check_settings, settings_of
+from .engine.settings import asked_of, check_settings, check_told, settings_of
 from .engine.steps import TrainingDiverged
 from .freezing import blocks, fingerprint, freeze, freeze_depth
 
@@ -33,8 +34,10 @@ def evaluate(model:nn.Module, # any
              objective:Objective|None=None, # what is asked; None: what the model was made or trained for
             )->Evaluation: # scores by name, the loss, the answers
     "Judge a model on examples, in evaluation mode; its own mode is put back."
-    if len(examples) == 0: raise ValueError("evaluate got no examples: give at least one.")
     model = as_model(model)
+    expect("examples", examples, Examples, "Examples, as in evaluate(model, task.test)")
+    expect("objective", objective, Objective | None, "an Objective, as in Regression()")
+    if len(examples) == 0: raise ValueError("evaluate got no examples: give at least one.")
     objective = objective or objective_for(model, examples.targets)
     examples = Examples(examples.inputs, objective.check(examples.targets))
     return judge(Whole(model), Batches(model, examples, objective, batch_size), objective, precision)
@@ -47,6 +50,7 @@ def predict(model:nn.Module, # any
     "Answers for inputs without targets."
     if isinstance(inputs, str):
         raise ValueError(f"predict takes a list of inputs, got one text: write predict(model, [{inputs[:20]!r}]).")
+    inputs = many("inputs", inputs)
     if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
     model, nothing = as_model(model), torch.zeros(len(inputs), dtype=torch.int64)
     batches = Batches(model, Examples(inputs, nothing), None, batch_size)
@@ -105,17 +109,17 @@ def prepared(model:Model, task:Task,
              told:dict, # the arguments of `fit`
             )->Run: # that `go()` sets going
     "A fit that could begin."
-    if told["resume"] and told["checkpoint"] is None:
-        raise ValueError("resume=True goes on from checkpoints: say in which folder they are, checkpoint=FOLDER.")
-    settings, depths = settings_of(model, told)
-    check_settings(model, settings | {name: told[name] for name in ("every", "keep_last")}, depths)
+    check_told(told)
     objective = asked_of(model, task, told["objective"])
+    settings, depths = settings_of(model, told)
+    check_settings(model, task, settings, depths)
     names = "learning_rate", "head_learning_rate", "layer_decay", "weight_decay"
     groups = parameter_groups(model, depths[-1], *(settings[name] for name in names))
     keep = {name: told[name] for name in ("precision", "views", "memory_budget", "seed")}
-    keep |= dict(folder=None if told["cache"] is True else told["cache"])
+    keep |= dict(folder=None if told["cache"] in (True, False, None) else place("cache", told["cache"]))
     how = keep if told["cache"] else None
     run = Run(model, task, objective, settings, depths, groups, how, told["score"], told["progress"])
     if told["checkpoint"] is not None:
-        Checkpoints(Path(told["checkpoint"]), told["every"], told["keep_last"]).begin(run, told["resume"])
+        folder = place("checkpoint", told["checkpoint"])
+        Checkpoints(folder, told["every"], told["keep_last"]).begin(run, told["resume"])
     return run

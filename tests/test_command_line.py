@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import BertConfig, BertModel
 import finetune_nb
 import finetune_nb.text
-from finetune_nb import cli, data, evaluate, training, vision
+from finetune_nb import cli, data, evaluate, freeze, saving, training, vision
 from finetune_nb.engine.checkpoints import Checkpoints
 from finetune_nb.engine.run import Run
 
@@ -33,6 +34,12 @@ pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=su
 def allow_interruption():
     "For a child process: a job in the background inherits a Ctrl-C that is ignored"
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def standard_input(monkeypatch, said, encoding="utf-8"):
+    "What a pipe gives a process whose terminal is set to `encoding`: a text in UTF-8, or bytes"
+    content = said.encode() if isinstance(said, str) else said
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding=encoding))
 
 
 def saved_in(folder):
@@ -214,7 +221,7 @@ def test_from_a_table_to_a_model_that_is_used_and_exported(monkeypatch, capsys, 
     assert saved_in(out)["made"]["skipped"] == [["reviews.csv, line 32", reason]]
     assert main(monkeypatch, "text", reviews, *head_alone, "--out", out) == 1
     assert "say --overwrite" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "stdin", io.StringIO("it is fine\n\nit is, well, poor\n"))
+    standard_input(monkeypatch, "it is fine\nit is, well, poor\n")
     assert main(monkeypatch, "predict", out, "--top", "2") == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert list(table.columns) == ["input", "class", "probability", "class_2", "probability_2"]
@@ -452,6 +459,170 @@ def table_of(file, header, rows):
     return file
 
 
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory, reviews, tiny):
+    "A saved model of texts: its folder"
+    folder = tmp_path_factory.mktemp("predictor")
+    task = data.text_table(reviews)
+    model = finetune_nb.text.classifier(tiny[1], task)
+    history = training.fit(model, task, epochs=1, progress=False)
+    return saving.save(folder, model, task, history, evaluate(model, task.test))
+
+
+@pytest.fixture(scope="module")
+def photographer(tmp_path_factory):
+    "A saved model of images: its folder"
+    rng, top = np.random.default_rng(0), tmp_path_factory.mktemp("photographer")
+    images = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8))
+    part = data.Examples(images, [0, 1] * 4)
+    task = data.Task("noise", "image", ["left", "right"], part, part, part)
+    model = vision.classifier("resnet18-fractal", task, 32)
+    freeze(model, 5)
+    history = training.fit(model, task, epochs=1, progress=False)
+    return saving.save(top, model, task, history, evaluate(model, task.test))
+
+
+def answered(capsys):
+    "What `predict --json` printed, a dictionary a line"
+    return list(map(json.loads, capsys.readouterr().out.rstrip("\n").split("\n"))) # U+2028 ends no line
+
+
+def test_each_file_has_its_answer_or_its_error(monkeypatch, capsys, photographer, tmp_path):
+    "a name that is mistyped costs no answer"
+    for name in ("good", "good2"): Image.new("RGB", (40, 40)).save(tmp_path/f"{name}.png")
+    (tmp_path/"empty").mkdir()
+    given = [tmp_path/name for name in ("good.png", "nope.png", "good2.png", "empty", "no/where")]
+    assert main(monkeypatch, "predict", photographer, *given, "--json") == 1
+    rows = answered(capsys)
+    assert [row["input"] for row in rows] == list(map(str, given))
+    assert [row["error"] is None for row in rows] == [True, False, True, False, False]
+    assert [row["class"] in ("left", "right") for row in rows] == [True, False, True, False, False]
+    assert "There is no file and no folder" in rows[1]["error"] and "has no image files" in rows[3]["error"]
+    assert main(monkeypatch, "predict", photographer, given[1]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("finetune-nb: 1 of 1 could not be read.\n") and "nope.png" in printed.out
+
+
+def test_tables_that_cannot_be_read_cost_no_answer(monkeypatch, capsys, predictor, reviews, tmp_path):
+    (tmp_path/"other.csv").write_text("id,words\n1,fine\n")
+    standard_input(monkeypatch, "it is fine\n")
+    assert main(monkeypatch, "predict", predictor, tmp_path/"other.csv", reviews, "-", "--json") == 1
+    rows = answered(capsys)
+    assert len(rows) == 1 + 31 + 1 and "Which column of other.csv is the text?" in rows[0]["error"]
+    assert rows[-1]["input"] == "it is fine" and rows[-1]["error"] is None
+    assert main(monkeypatch, "predict", predictor, reviews, "--encoding", "klingon") == 1
+    assert "encoding must be one that Python knows" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
+def test_a_name_that_is_no_text(monkeypatch, capsys, photographer, tmp_path):
+    (folder := tmp_path/"pictures").mkdir()
+    files = [os.fsencode(folder) + name for name in (b"/caf\xe9.png", b"/plain.png")]
+    for file in files: Image.new("RGB", (40, 40)).save(os.fsdecode(file))
+    assert main(monkeypatch, "predict", photographer, folder, "--json") == 0
+    rows = answered(capsys)
+    assert [row["input"] for row in rows] == [rf"{folder}/caf\udce9.png", f"{folder}/plain.png"]
+    assert main(monkeypatch, "predict", photographer, folder) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert table.input[0].endswith(r"caf\udce9.png") and set(table["class"]) <= {"left", "right"}
+
+
+lines = ["it is fine", "", "   ", "smile \U0001f600", "caf\xe9", "tab\tand, \"quotes\"", "one\x0bline\u2028only",
+         "poor\r"]
+
+
+@pytest.mark.parametrize("terminal", ["utf-8", "cp1252", "ascii"])
+def test_each_line_has_its_answer_or_its_error(monkeypatch, capsys, predictor, terminal):
+    "blank ones too, or answers would no longer match lines; whatever the terminal is set to"
+    content = "\n".join(lines).encode() + b"\nbytes \xff\xfe\n\xef\xbb\xbfmark\nlast, without an end"
+    standard_input(monkeypatch, content, terminal)
+    assert main(monkeypatch, "predict", predictor, "--json") == 1
+    rows = answered(capsys)
+    said = [line.removesuffix("\r") for line in lines] + [r"bytes \udcff\udcfe", "\ufeffmark", "last, without an end"]
+    assert [row["input"] for row in rows] == said
+    assert [row["error"] is None for row in rows] == [True, False, False] + [True] * 5 + [False, True, True]
+    assert [row["class"] in ("good", "bad") for row in rows] == [row["error"] is None for row in rows]
+    standard_input(monkeypatch, content, terminal)
+    assert main(monkeypatch, "predict", predictor) == 1
+    printed = capsys.readouterr()
+    table = pd.read_csv(io.StringIO(printed.out), keep_default_na=False)
+    assert list(table.input) == said
+    assert "finetune-nb: 3 of 11 could not be read.\na blank line: empty text" in printed.err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "shift_jis"])
+def test_standard_input_in_a_named_encoding(monkeypatch, capsys, predictor, encoding):
+    text = "caf\xe9" if encoding == "latin-1" else "日本"
+    standard_input(monkeypatch, f"{text}\r\nit is fine\r\n".encode(encoding))
+    assert main(monkeypatch, "predict", predictor, "--encoding", encoding, "--json") == 0
+    assert [row["input"] for row in answered(capsys)] == [text, "it is fine"]
+
+
+@pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])
+def test_no_standard_input_is_one_sentence(monkeypatch, capsys, predictor, stdin):
+    if stdin is None: monkeypatch.setattr(sys, "stdin", None)
+    else: standard_input(monkeypatch, stdin)
+    assert main(monkeypatch, "predict", predictor) == 1
+    assert capsys.readouterr().err == "finetune-nb: predict got no inputs: give at least one.\n"
+
+
+@pytest.mark.parametrize("in_a_terminal", [True, False])
+def test_what_a_terminal_cannot_show_is_replaced(monkeypatch, predictor, in_a_terminal):
+    "and a file or a pipe gets UTF-8"
+    standard_input(monkeypatch, "smile \U0001f600\n")
+    printed = io.BytesIO()
+    stream = io.TextIOWrapper(printed, encoding="cp1252", write_through=True)
+    stream.isatty = lambda: in_a_terminal
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(monkeypatch, "predict", predictor) == 0
+    row = printed.getvalue().splitlines()[1]
+    assert row.startswith(b"smile ?," if in_a_terminal else "smile \U0001f600,".encode())
+
+
+ordinary_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", # who may read what root may
+                 "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+surroundings = {"LC_ALL=C": dict(LC_ALL="C"), "cp1252": dict(PYTHONIOENCODING="cp1252"),
+                "a home that is read only": dict(HOME="/proc"), "an ordinary user": dict(HOME="/nonexistent")}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other users and homes")
+@pytest.mark.parametrize("around", surroundings)
+def test_whatever_is_around(quiet, tiny, around):
+    "check, text, predict with texts and names that are not English, in one process"
+    who = ordinary_user if around == "an ordinary user" and os.geteuid() == 0 else []
+    if who and subprocess.run([*who, sys.executable, "-c", ""], capture_output=True).returncode:
+        pytest.skip("here root cannot become somebody else (setpriv)")
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(shutil.copytree(tiny[1], f"{top}/données"))
+        for each in (Path(top), folder): each.chmod(0o777)
+        pairs = ("schön", "gut"), ("öde", "übel")
+        rows = [f"{word} \U0001f600 {i},{label}" for i in range(12) for word, label in pairs]
+        table = table_of(folder/"größe.csv", "text,label", rows)
+        model, words = folder/"modèle", ["--backbone", folder, "--freeze-depth", "3", "--epochs", "1"]
+        commands = [["check", table], ["text", table, *words, "--out", model],
+                    ["predict", model], ["predict", model, table]]
+        code = ("import json, sys\nfrom finetune_nb import cli\nfor words in json.loads(sys.argv.pop()):\n"
+                "    sys.argv[1:] = words\n    try: cli.main()\n    except SystemExit as end: print('ended', end.code)")
+        env = {name: value for name, value in quiet.items() if not name.startswith(("XDG_", "MPLCONFIG", "HF_HOME"))}
+        ran = subprocess.run([*who, sys.executable, "-c", code, json.dumps(commands, default=str)],
+                             input="süß \U0001f600\n".encode() + b"\xff\n", env=env | surroundings[around],
+                             capture_output=True, cwd=top)
+    printed = ran.stdout.decode("utf-8")
+    codes = [line for line in printed.splitlines() if line.startswith("ended")]
+    assert codes == ["ended 0", "ended 0", "ended 1", "ended 0"], ran.stderr.decode()
+    assert "süß \U0001f600,gut" in printed or "süß \U0001f600,übel" in printed
+    assert printed.count("schön \U0001f600") == 12 and b"Traceback" not in ran.stderr + ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_result_that_cannot_be_printed_is_saved_all_the_same(monkeypatch, capsys, reviews, tiny, tmp_path):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    out = tmp_path/"out"
+    assert main(monkeypatch, "text", reviews, *tiny, "--epochs", "1", "--out", out, "--json") == 1
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert 0 <= saved_in(out)["accuracy"] <= 1 and finetune_nb.load(out).classes == ["bad", "good"]
+
+
 @pytest.fixture
 def tags(tmp_path):
     "A table whose cells name several classes"
@@ -501,7 +672,7 @@ def test_a_table_of_numbers(monkeypatch, capsys, tiny, stars, tmp_path):
     assert "test mean absolute error" in printed and "%" not in printed
     result = saved_in(out)
     assert result["objective"] == "regression" and {"r2", "mean_absolute_error", "baseline_r2"} <= result.keys()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("fine 3\npoor 3\n"))
+    standard_input(monkeypatch, "fine 3\npoor 3\n")
     assert main(monkeypatch, "predict", out) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert list(table.columns) == ["input", "value"] and table.value[0] > table.value[1]
@@ -519,7 +690,7 @@ def test_two_columns_are_two_questions(monkeypatch, capsys, tiny, tmp_path):
     result = json.loads(capsys.readouterr().out)
     assert result["objective"] == "several"
     assert {"mean_score", "sort_accuracy", "urgency_accuracy", "validation_mean_score"} <= result.keys()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("it is slow\n"))
+    standard_input(monkeypatch, "it is slow\n")
     assert main(monkeypatch, "predict", out, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["sort_class"] in ("bug", "wish") and answer["urgency_class"] in ("high", "low")

@@ -1,8 +1,9 @@
 """Tasks: the digits, folders of every layout, targets of every kind, baselines, and picture files, upright."""
-import hashlib, importlib.metadata, os
-import numpy as np, pytest, torch
+import hashlib, importlib.metadata, json, os
+from dataclasses import replace
+import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from finetune_nb import baseline, data
+from finetune_nb import baseline, data, evaluate, fit, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import MultiLabel
 from finetune_nb.engine.numbers import Regression
@@ -12,6 +13,103 @@ from finetune_nb.engine.several import Several
 corners = np.zeros((24, 16, 3), np.uint8) # red, green, blue and white: upright in one way only
 corners[:12, :8], corners[:12, 8:] = (200, 0, 0), (0, 200, 0)
 corners[12:, :8], corners[12:, 8:] = (0, 0, 200), (255, 255, 255)
+
+
+# What people hand over
+
+two = Examples(["well", "badly"], [0, 1])
+
+
+@pytest.mark.parametrize("given, names", [
+    ([0, 1], ["0", "1"]), ([True, False], ["True", "False"]), ([1.5, 2], ["1.5", "2"]), (range(2), ["0", "1"]),
+    (np.array([3, 7]), ["3", "7"]), (np.array(["b", "a"]), ["b", "a"]), (np.array([1., 2.]), ["1", "2"]),
+    (pd.Series(["b", "a"], index=[5, 3]), ["b", "a"]),
+    (pd.Categorical(["a", "b"]), ["a", "b"]), (iter("ab"), ["a", "b"])], ids=str)
+def test_names_of_classes_are_text(given, names):
+    "at once, not when the model is saved"
+    task = Task("mood", "text", given, two, two, two)
+    assert task.classes == names and all(type(name) is str for name in task.classes)
+    assert json.loads(json.dumps(task.objective.to_json()))["classes"] == names
+
+
+@pytest.mark.parametrize("given, sentence", [
+    (["good", None], "must be a text or a number, got None"), (["good", float("nan")], "or a number, got nan"),
+    (["good", ["bad"]], r"or a number, got \['bad'\]"), ([1, "1"], "class '1' is there twice"),
+    ("ab", "classes must be a list of names, got 'ab'"), ({"good", "bad"}, "classes must be a list of names"),
+    (dict(good=0, bad=1), "classes must be a list of names"), (2, "list of names, got 2"),
+    (None, "list of names, got None")], ids=str)
+def test_what_names_no_classes_is_refused(given, sentence):
+    with pytest.raises(ValueError, match=f"Task 'mood': .*{sentence}"): Task("mood", "text", given, two, two, two)
+
+
+named = ["good", "bad", "good"]
+
+
+@pytest.mark.parametrize("labels", [
+    named, tuple(named), np.array(named), np.array(named, object), pd.Series(named, index=[9, 0, 4]),
+    pd.Series(named, dtype="category"), iter(named), [1, 0, 1], np.uint8([1, 0, 1]), np.array([1, 0, 1])[::1],
+    np.array([1, 0, 1])[::-1], pd.Series([1, 0, 1], index=[2, 1, 0]), pd.Series([1, 0, 1], dtype="Int64"),
+    torch.tensor([1, 0, 1])], ids=lambda labels: type(labels).__name__)
+def test_labels_are_numbers_or_names_by_position(labels):
+    part = Examples(["a", "b", "c"], labels)
+    assert Task("mood", "text", ["bad", "good"], part, part, part).train.targets.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("labels, sentence", [
+    (["good", "fair", "bad"], "there is no class 'fair': it must be one of bad, good"),
+    (["good", None, "bad"], "there is no class None"), ([0, 1, None], "class numbers, .*, or names of classes, got"),
+    ([[0], [1, 0], [1]], "class numbers, .*, or names of classes"), ([0, 1, 2], "run from 0 to 2, but the 2 classes"),
+    ([0., 1., 1.], "class numbers, .* got torch.float32"), ([True, False, True], "got torch.bool")], ids=str)
+def test_labels_that_are_none_are_refused(labels, sentence):
+    part = Examples(["a", "b", "c"], labels)
+    with pytest.raises(ValueError, match=f"Task 'mood': train .*{sentence}"):
+        Task("mood", "text", ["bad", "good"], part, part, part)
+
+
+def test_a_frame_is_taken_by_position():
+    "whatever its index says"
+    frame = pd.DataFrame(dict(text=["a", "b", "c"], label=["x", "y", "x"]), index=[2, 0, 1])
+    for texts in (frame.text, frame[["text"]], frame.text.to_numpy(), frame.text.array, iter(frame.text)):
+        chosen = Examples(texts, frame.label).subset([0, 1])
+        assert (list(chosen.inputs), list(chosen.targets)) == (["a", "b"], ["x", "y"])
+    with pytest.raises(ValueError, match=r"inputs must be one column, got a table of 2 \(text, label\): choose one"):
+        Examples(frame, frame.label)
+
+
+def test_images_in_an_array():
+    "NumPy's are taken as PyTorch's are; a shape that is none of an image is named"
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 40, 40), np.uint8)
+    part = Examples(images, [0, 1] * 3)
+    task, model = Task("noise", "image", ["a", "b"], part, part, part), vision.classifier("resnet18-fractal", 2, 32)
+    assert torch.equal(part.subset([4, 1]).inputs, torch.from_numpy(images[[4, 1]]))
+    assert evaluate(model, part).loss == evaluate(model, Examples(torch.from_numpy(images), [0, 1] * 3)).loss
+    wrong = Examples(images.transpose(0, 2, 3, 1), [0, 1] * 3)
+    sentence = r"tensor uint8\[C, H, W\] with 1 or 3 channels, got torch.uint8 of shape \(40, 40, 3\)"
+    with pytest.raises(ValueError, match=sentence): fit(model, replace(task, train=wrong), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("inputs", ["ab", b"ab", {"a", "b"}, dict(a=0, b=1), None, 2, np.float32(2), torch.tensor(2),
+                                    torch.utils.data.DataLoader(["a", "b"])], ids=lambda given: type(given).__name__)
+def test_what_has_no_positions_is_refused(inputs):
+    for call in (lambda: Examples(inputs, [0, 1]), lambda: two.subset(inputs)):
+        with pytest.raises(ValueError, match="must be a list, an array or a column, got"): call()
+    with pytest.raises(ValueError, match="targets must be a list, an array or a column"): Examples(["a", "b"], inputs)
+
+
+def test_some_of_the_examples():
+    part = Examples(["a", "b", "c"], [0, 1, 2])
+    for indices in ([2, 0], np.array([2, 0]), pd.Series([2, 0], index=[5, 6]), torch.tensor([2, 0]), [-1, 0]):
+        assert list(part.subset(indices).inputs) == ["c", "a"]
+    for yes in ([False, True, True], np.array([1, 2, 3]) > 1, part.targets > 0):
+        assert list(part.subset(yes).inputs) == ["b", "c"], "a yes is no number 1"
+    for wrong in ([3], [-4], [0.5], [None], [True], ["a"], [[0]]):
+        with pytest.raises(ValueError, match="indices must be numbers from 0 to 2, or a yes or no for each of 3, got"):
+            part.subset(wrong)
+
+
+def test_a_part_that_is_no_examples_is_refused():
+    with pytest.raises(ValueError, match=r"Task 'mood': test must be Examples\(inputs, targets\), got \['well'"):
+        Task("mood", "text", ["bad", "good"], two, two, two.inputs)
 
 
 # Digits

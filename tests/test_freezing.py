@@ -444,13 +444,47 @@ def test_asking_the_families_loads_neither_torchvision_nor_transformers(quiet):
     assert ran.returncode == 0, ran.stderr
 
 
+# What is no model, and what is one in a wrapper
+@pytest.mark.parametrize("call", [lambda x: freeze(x, 1), unfreeze, blocks, fingerprint, freeze_depth, draw_blocks,
+                                  trainable_parameters, blocks_with_head])
+@pytest.mark.parametrize("given", [None, "resnet18", 3, nn.Linear, {}], ids=str)
+def test_what_is_no_network_is_refused(call, given):
+    with pytest.raises(ValueError, match="model must be a network, a torch.nn.Module, got"): call(given)
+
+
+@pytest.mark.parametrize("by_hand", [3, "ab", [None, None], [3], {}], ids=str)
+def test_what_names_no_blocks_is_refused(by_hand):
+    with pytest.raises(ValueError, match="must be a list, an array or a column"): freeze(small(), 1, blocks=by_hand)
+
+
+@pytest.mark.parametrize("first", ["compiled", "frozen"])
+def test_the_contract_holds_for_a_compiled_model(first):
+    "freeze(torch.compile(model), 1), whether it ran before or not"
+    model = small()
+    compiled = torch.compile(model, backend="eager")
+    x = batch()[0]
+    if first == "compiled": compiled.train()(x)
+    assert freeze(compiled, 2, in_three(model)).depth == freeze_depth(model) == freeze_depth(compiled) == 2
+    before = fingerprint(blocks(model)[0])
+    for _ in range(3):
+        compiled.train()
+        F.cross_entropy(compiled(x), torch.randint(3, (16,))).backward()
+    assert fingerprint(blocks(compiled)[0]) == before and fingerprint(model) == fingerprint(compiled)
+    assert [p.grad is None for p in model.parameters()] == [True] * 6 + [False] * 2
+    unfreeze(compiled)
+    compiled.train()(x)
+    assert fingerprint(blocks(model)[0]) != before, "and it can be thawed"
+
+
 # What a reader sees
 def test_summary():
     model = small()
     text, table = repr(freeze(model, 2)), freeze(model, 2)._repr_html_()
     assert "freeze depth 2 (0 to 3): 99 of 171 parameters learn" in text
-    assert text.count("frozen") == 2 and text.count("learns") == 2
-    assert table.count("frozen") == 2 and "scope='row'" in table and "<caption" in table
+    assert text.count("frozen\n") == 2 and text.count("learns") == 2
+    assert table.count("frozen</td>") == 2 and "scope='row'" in table and "<caption" in table
+    for seen in (text, table): assert "no dropout; requires_grad=False alone is only the first of these" in seen
+    assert "requires_grad" not in repr(freeze(model, 0)), "nothing is frozen"
     wicked = nn.Sequential()
     wicked.add_module("<b>", nn.Linear(1, 1))
     wicked.add_module("last", nn.Linear(1, 1))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -21,7 +22,7 @@ from transformers import (AutoModelForSequenceClassification, AutoTokenizer, Ber
                           RobertaModel)
 
 import finetune_nb
-from finetune_nb import data, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import data, evaluate, fit, freeze, saving, text, training, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import ClassEvaluation
 from finetune_nb.engine.places import reserved
@@ -234,6 +235,57 @@ def test_loading_runs_no_code(saved_text, tmp_path):
     assert not (tmp_path/"ran").exists()
 
 
+@pytest.fixture(scope="module")
+def reader(saved_text): return finetune_nb.load(saved_text[0])
+
+
+@pytest.mark.parametrize("form", [
+    lambda texts: pd.Series(texts, index=range(19, -1, -1)), lambda texts: pd.DataFrame(dict(text=texts)), np.array,
+    lambda texts: np.array(texts, object), tuple, iter], ids=["column", "frame", "array", "objects", "tuple", "iter"])
+def test_texts_in_any_sequence(reader, form):
+    "and never the word that a column is called by"
+    assert reader.predict(form(sentences)).equals(reader.predict(sentences))
+
+
+@pytest.mark.parametrize("given, sentence", [
+    (dict(text=sentences), "inputs must be a list, an array or a column, got {'text'"), (None, "a column, got None"),
+    (pd.DataFrame(dict(id=[1], text=["a"])), r"must be one column, got a table of 2 \(id, text\): choose one"),
+    (b"a good day", "a column, got b'a good day'"), (3, "a column, got 3"), ({"a"}, "a column, got {'a'}")], ids=str)
+def test_what_is_no_sequence_is_refused(reader, given, sentence):
+    with pytest.raises(ValueError, match=sentence): reader.predict(given)
+
+
+@pytest.mark.parametrize("given, reason", [
+    (None, "This model reads texts, got NoneType"), (3, "reads texts, got int"), (np.nan, "reads texts, got float"),
+    (["a"], "reads texts, got list"), (b"a", "reads texts, got bytes"), ("", "empty text: there is nothing to read"),
+    (" \n", "empty text"), ("caf\udce9", "broken characters"), ("a\0b", "NUL characters")], ids=repr)
+def test_one_that_cannot_be_read_costs_no_answer(reader, given, reason):
+    table, alone = reader.predict(["a good day", given, "dark"]), reader.predict([given])
+    assert table.error.isna().tolist() == [True, False, True] and reason in table.error[1] and reason in alone.error[0]
+    good = reader.predict(["a good day", "dark"])
+    assert table["class"].dropna().tolist() == list(good["class"]) and alone["class"].isna().all()
+
+
+@pytest.mark.parametrize("more, sentence", [
+    (dict(top="2"), "top must be a whole number, got '2'"), (dict(top=None), "top must be a whole number, got None"),
+    (dict(batch_size=0), "batch_size must be at least 1, got 0"), (dict(batch_size=1.5), "batch_size must be a whole")])
+def test_how_many_is_a_whole_number(reader, more, sentence):
+    with pytest.raises(ValueError, match=sentence): reader.predict("a", **more)
+
+
+@pytest.mark.parametrize("call, sentence", [
+    (lambda saved, task: finetune_nb.load(None), "folder must be a path, got None"),
+    (lambda saved, task: saving.save(saved[1], task, "out", None, None), "folder must be a path, got ImageClassifier"),
+    (lambda saved, task: saving.save("out", "resnet18", task, None, None), "must be a network, .* got 'resnet18'"),
+    (lambda saved, task: saving.save("out", saved[1], task.test, None, None), "task must be the Task that it learnt"),
+    (lambda saved, task: saving.save("out", saved[1], task, None, None), "history must be what fit gave, got None"),
+    (lambda saved, task: saving.save("out", saved[1], task, training.History({}), 0.9), "what evaluate gave, got 0.9"),
+    (lambda saved, task: saving.export_onnx(3), "folder must be a path, got 3")])
+def test_what_cannot_be_saved_or_loaded_is_named(saved_image, pets, tmp_path, monkeypatch, call, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=sentence): call(saved_image, pets)
+
+
 def test_nonsense_to_predict_is_refused(saved_text, saved_image):
     texts, images = (finetune_nb.load(saved[0]) for saved in (saved_text, saved_image))
     for top in (0, 4):
@@ -341,6 +393,35 @@ def test_a_failed_save_leaves_the_old_model(saved_image, pets, tmp_path, monkeyp
     sentence = r"could not be saved in .* \(No space left on device\): make room there"
     with pytest.raises(OSError, match=sentence): trained(resnet(), pets, folder, 5)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("limit", [20_000, 150_000, 800_000], ids=lambda limit: f"{limit // 1000} kB")
+def test_a_disk_that_fills_up_is_told_of_in_a_sentence(saved_text, mood, tmp_path, monkeypatch, limit):
+    "while a configuration, the tokenizer or the weights are written, by three libraries"
+    import resource
+    model = saved_text[1]
+    history, evaluation = fit(model, mood, epochs=1, progress=False), evaluate(model, mood.test)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"The model could not be saved in .*out' \(.*File too large.*\): make room"):
+            saving.save(tmp_path/"out", model, mood, history, evaluation)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path/"out").iterdir())
+
+
+def test_a_compiled_model_is_saved_itself(saved_image, pets, tmp_path):
+    history, evaluation = fit(saved_image[1], pets, epochs=1, progress=False), saved_image[2]
+    saving.save(tmp_path/"out", torch.compile(saved_image[1], backend="eager"), pets, history, evaluation)
+    assert finetune_nb.load(tmp_path/"out").classes == pets.classes
+
+
+def test_home_is_found(saved_image, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    folder = copy(saved_image, tmp_path)
+    assert folder == tmp_path/"copy" and finetune_nb.load("~/copy").classes == ["cat", "dog", "emu"]
+    with reserved("~/new") as new: assert new == tmp_path/"new"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mount")

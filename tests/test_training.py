@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
+from torch.utils.data import DataLoader
 
 from finetune_nb import blocks, evaluate, fit, freeze
 from finetune_nb.data import Examples, Task
@@ -268,13 +269,29 @@ def test_nothing_to_judge_is_refused():
     (dict(epochs=0), "epochs must be at least 1, got 0"), (dict(batch_size=0), "batch_size must be at least 1"),
     (dict(patience=0), "patience must be at least 1"), (dict(learning_rate=-1), "learning_rate must be at least 0"),
     (dict(head_learning_rate="fast"), "head_learning_rate must be a number, got 'fast'"),
-    (dict(seed=None), "seed must be a number, got None"), (dict(seed=-1), "seed must be at least 0, got -1"),
-    (dict(layer_decay=-0.1), "layer_decay must be at least 0"), (dict(epochs=True), "epochs must be a number"),
+    (dict(learning_rate="1e-3"), "learning_rate must be a number, got '1e-3'"),
+    (dict(learning_rate=float("nan")), "learning_rate must be a number, got nan"),
+    (dict(seed=None), "seed must be a whole number, got None"), (dict(seed=-1), "seed must be at least 0, got -1"),
+    (dict(seed=2**32), "seed must be at most 4294967295"), (dict(epochs=True), "epochs must be a whole number"),
+    (dict(epochs=1.5), "epochs must be a whole number, got 1.5"), (dict(epochs=None), "whole number, got None"),
+    (dict(batch_size="4"), "batch_size must be a whole number, got '4'"), (dict(patience=1.5), "patience must be a"),
+    (dict(batch_size=1), "BatchNorm cannot learn from one example at a time, .* take batch_size=2 or more, or freeze"),
+    (dict(views="2"), "views must be a whole number"), (dict(memory_budget="1GB"), "memory_budget must be a number"),
+    (dict(layer_decay=-0.1), "layer_decay must be at least 0"), (dict(layer_decay=2), "layer_decay must be at most 1"),
+    (dict(weight_decay=None), "weight_decay must be a number, got None"), (dict(clip="1"), "clip must be a number"),
+    (dict(warmup=2), "warmup must be at most 1"), (dict(warmup="0.1"), "warmup must be a number, got '0.1'"),
+    (dict(unfreeze_at=3), r"a dictionary of epochs and freeze depths, as in \{3: 0\}, got 3"),
+    (dict(unfreeze_at={1: "a"}), "depth must be between 0 and 2, got 'a'"),
+    (dict(unfreeze_at={1: -1}), "depth must be between 0 and 2, got -1"),
+    (dict(score="accuracy"), "score must be a function of an Evaluation, got 'accuracy'"),
+    (dict(objective="regression"), r"objective must be an Objective, as in Regression\(\), got 'regression'"),
+    (dict(cache=3), "cache must be yes, no, or a folder, got 3"), (dict(checkpoint=True), "must be a folder, got True"),
     (dict(weight_decay=-1), "weight_decay must be at least 0"), (dict(keep_last=0), "keep_last must be at least 1"),
     (dict(clip=0), r"clip must be positive, got 0: .* give float\('inf'\)"),
     (dict(every=0), "every must be at least 1"),
     (dict(precision="half"), "precision must be \"auto\" or \"fp32\", got 'half'"),
     (dict(unfreeze_at={9: 0}), r"unfreeze_at names epochs from 1 to 2, got \[9\]"),
+    (dict(unfreeze_at={"1": 0}), r"unfreeze_at names epochs from 1 to 2, got \['1'\]"),
     (dict(unfreeze_at={1: 2}), "unfreeze_at must go from deep to shallow"),
     (dict(views=2, cache=False), "views=2 says how many .* leave one of them out"),
     (dict(resume=True), "resume=True goes on from checkpoints: say in which folder")],
@@ -282,10 +299,120 @@ def test_nothing_to_judge_is_refused():
 def test_settings_that_cannot_be_meant(settings, sentence):
     "And the model is left as it was"
     given = task()
-    freeze(model := network(given.objective), 1)
+    freeze(model := network(given.objective), 0 if settings.get("batch_size") == 1 else 1)
     before = fingerprint(model)
     with pytest.raises(ValueError, match=sentence): fit(model, given, **how | dict(epochs=2) | settings)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("call, sentence", [
+    (lambda model, given: fit(model, DataLoader([1])), "task must be a Task, as .*, got DataLoader"),
+    (lambda model, given: fit(model, given.train), "task must be a Task, .*, got Examples"),
+    (lambda model, given: fit("resnet18", given), "model must be a network, a torch.nn.Module, got 'resnet18'"),
+    (lambda model, given: fit(nn.Linear, given), "model must be a network, .*, got the class Linear"),
+    (lambda model, given: evaluate(model, given), r"must be Examples, .* evaluate\(model, task.test\), got Task"),
+    (lambda model, given: evaluate(given.test, model), "model must be a network, .*, got Examples"),
+    (lambda model, given: evaluate(model, given.test, objective="accuracy"), "objective must be an Objective"),
+    (lambda model, given: evaluate(model, given.test, batch_size=0), "batch_size must be at least 1, got 0"),
+    (lambda model, given: evaluate(model, given.test, batch_size="all"), "batch_size must be a whole number"),
+    (lambda model, given: evaluate(model, replace(given.test, targets=given.test.targets + 5)),
+     "The model gives 3 scores, and 8 are asked for"),
+    (lambda model, given: predict(model, None), "inputs must be a list, an array or a column, got None"),
+    (lambda model, given: predict(model, dict(x=[1])), "inputs must be a list, an array or a column, got {'x'"),
+    (lambda model, given: predict(model, DataLoader([1])), "inputs must be a list, .*, got DataLoader"),
+    (lambda model, given: predict(model, ["a", "b"]), "inputs must be numbers, N times in one shape, got .'a', 'b'"),
+    (lambda model, given: predict(model, [torch.ones(6), torch.ones(5)]), r"of one shape, got \(6,\) and \(5,\)")])
+def test_what_is_something_else_is_refused(call, sentence):
+    given = task()
+    with pytest.raises(ValueError, match=sentence): call(network(given.objective), given)
+
+
+def test_inputs_in_any_sequence():
+    points = part(8, 0, "classification").inputs
+    model = network(objectives["classification"])
+    whole = predict(model, points)
+    for given in (points.numpy(), points.numpy()[::-1].copy()[::-1], points.tolist(), list(points), iter(points)):
+        assert np.array_equal(predict(model, given), whole)
+
+
+def test_a_model_may_know_more_classes_than_are_seen():
+    points = part(8, 0, "classification")
+    few = points.subset(points.targets < 2)
+    assert evaluate(network(objectives["classification"]), few).probabilities.shape == (len(few), 3)
+
+
+@pytest.mark.parametrize("rough", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("frozen_only", [False, True])
+def test_rough_numbers_do_not_learn(rough, frozen_only):
+    "a loss of 63, and no word, was what came of it"
+    given = task()
+    freeze(model := network(given.objective), 1)
+    (model[0] if frozen_only else model).to(rough)
+    with pytest.raises(ValueError, match=f"numbers are {rough}, in which small steps are lost: call model.float"):
+        fit(model, given, epochs=1, **how)
+
+
+def test_one_example_at_a_time():
+    "is enough where no BatchNorm learns; a batch may be of one because there are no more"
+    given, one = task("multi_label"), Examples(torch.ones(1, 6), torch.ones(1, 3))
+    for some, more in ((given, dict(batch_size=1)), (replace(given, train=one), {})):
+        model = network(given.objective)
+        with pytest.raises(ValueError, match="BatchNorm cannot learn from one example at a time"):
+            fit(model, some, epochs=1, **how | more)
+        freeze(model, 1)
+        assert fit(model, some, epochs=1, **how | more).epochs
+
+
+def test_batchnorm_that_moves_though_nothing_learns_is_told():
+    "whoever set requires_grad in a loop of his own"
+    given = task()
+    by_hand, frozen = network(given.objective), network(given.objective)
+    by_hand[0].requires_grad_(False)
+    freeze(frozen, 1)
+    told = fit(by_hand, given, epochs=1, **how).prefix
+    assert told == "0 do not learn, but their BatchNorm moves: freeze(model, depth) stops it"
+    assert "moves" not in fit(frozen, given, epochs=1, **how).prefix
+
+
+def test_a_compiled_network_is_trained_itself():
+    given = task()
+    plain, model = network(given.objective), network(given.objective)
+    compiled = torch.compile(model, backend="eager")
+    for own in (plain, compiled): assert freeze(own, 1).depth == 1
+    expected = fit(plain, given, epochs=2, **how)
+    assert fit(compiled, given, epochs=2, **how).train_loss == expected.train_loss
+    assert fingerprint(model) == fingerprint(compiled) == fingerprint(plain)
+    assert evaluate(compiled, given.test).loss == evaluate(plain, given.test).loss
+
+
+def test_home_is_found_in_python_too(monkeypatch, tmp_path):
+    given = task()
+    freeze(model := network(given.objective), 1)
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit(model, given, epochs=1, checkpoint="~/steps", cache="~/states", every=1, **how)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["states", "steps"]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(monkeypatch, tmp_path):
+    "of a disk that fills up; one that cannot be written to at all is noticed at once"
+    given = task()
+    expected = fit(network(given.objective), given, epochs=2, **how).train_loss
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.fsync", full)
+    history = fit(network(given.objective), given, epochs=2, checkpoint=tmp_path/"steps", every=2, **how)
+    assert history.train_loss == expected and history.prefix.count("No space left on device") == 1
+    assert not list((tmp_path/"steps").iterdir())
+    (tmp_path/"file").touch()
+    with pytest.raises(OSError, match="No checkpoint can be written to .*file' .*: name a folder on a disk"):
+        fit(network(given.objective), given, epochs=2, checkpoint=tmp_path/"file", **how)
+
+
+@pytest.mark.parametrize("given_back", ["best", None])
+def test_a_score_that_is_no_number_is_refused(given_back):
+    given = task()
+    with pytest.raises(ValueError, match="score must give a number, more is better, got"):
+        fit(network(given.objective), given, epochs=1, score=lambda judged: given_back, **how)
 
 
 def test_nothing_that_learns_is_refused():

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import Examples
+from .arguments import whole
 from .models import Model, as_model, network_inputs, tensors_in, to_device
 from .objective import Objective, joined, take
 from .states import Layout, States
@@ -231,6 +232,7 @@ class Batches(Ordered):
                  encoded:list|None=None, # the inputs, where they are prepared already
                  progress:bool=False,
                 ):
+        if batch_size is not None: whole("batch_size", batch_size, 1)
         self.model, self.objective, self.batch_size, self.seed = model, objective, batch_size, seed
         self.rank, self.world, self.cut, self.states, self.views = rank, world, None, None, None
         targets = None if objective is None else examples.targets

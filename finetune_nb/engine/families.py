@@ -10,6 +10,7 @@ __all__ = ['Rates', 'Map', 'Opens', 'Family', 'measured_maps', 'Backbone', 'regi
 # %% ../../nbs/engine/15_families.ipynb #e1880cd7
 import hashlib
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -21,6 +22,7 @@ from torch import nn
 from torch.func import functional_call
 
 import finetune_nb
+from .arguments import expect, whole
 
 # %% ../../nbs/engine/15_families.ipynb #d3aec433
 class Rates(NamedTuple):
@@ -218,6 +220,8 @@ def open_backbone(name:str, # what somebody typed
                   **options # as the family's `open` takes them
                  )->Backbone:
     "A network by its name."
+    expect("name", name, str | os.PathLike, "the name of a backbone, or a file")
+    name = os.path.expanduser(name)
     able = [family for family in families() if family.inputs == inputs]
     family = next((family for family in able if family.opens(name)), None)
     if family is not None: return family.open(name, pretrained, **options)
@@ -247,7 +251,7 @@ def head_for(features:int, # numbers that the head is given for each input
     "A new head, and what it is asked."
     objective = wanted if hasattr(wanted, "head") else getattr(wanted, "objective", None)
     classes = getattr(wanted, "num_classes", wanted)
-    if objective is None and classes < 2: raise ValueError(f"num_classes must be at least 2, got {classes}.")
+    if objective is None: whole("num_classes", classes, 2)
     head = nn.Linear(features, classes) if objective is None else objective.head(features)
     for layer in head.modules():
         if not isinstance(layer, nn.Linear): continue

@@ -197,7 +197,7 @@ class Texts(Kind):
         tokens = model.tokenizer(list(inputs), verbose=False)["input_ids"]
         return [*too_long(tokens, model.max_length), *unknown_texts(inputs, tokens, model.tokenizer)]
 
-    def of_lines(self, lines): return [line for line in map(str.strip, lines) if line]
+    def of_lines(self, lines): return list(lines)
 
     def of_file(self, file, text_column, written):
         notes, ending = Notes(), file.suffix.lower()

@@ -46,6 +46,8 @@ def answers_of(learner:nn.Module, # a whole model, or the suffix of a cut
             for batch in batches.epoch():
                 batch = batch.to(device)
                 outputs = in_full(batch.run(network))
+                wrong = objective.fits(outputs) if batch.targets is not None else ""
+                if wrong: raise ValueError(f"The model {wrong}.")
                 answers.append(objective.answers(outputs, batch))
                 if batch.targets is not None: losses.append(objective.losses(outputs, batch.targets).cpu())
                 positions.append(batch.positions)
@@ -61,6 +63,12 @@ def judge(learner:nn.Module, # a whole model, or the suffix of a cut
     answers, losses = answers_of(learner, batches, objective, precision)
     return objective.judge(answers, batches.targets, losses)
 
+class _Seen(Classification, abstract=True):
+    "The classes of some examples: a model may know more."
+    def fits(self, outputs):
+        more = torch.is_tensor(outputs) and outputs.shape[-1] > self.num_outputs
+        return "" if more else super().fits(outputs)
+
 def objective_for(model, # a `Model`
                   targets, # of some examples
                  )->Objective:
@@ -69,4 +77,4 @@ def objective_for(model, # a `Model`
     if not torch.is_tensor(targets) or targets.ndim != 1 or targets.is_floating_point():
         raise ValueError("What is asked of this model is not known: fit it first, "
                          "or say it, as in evaluate(…, objective=Regression()).")
-    return Classification([str(i) for i in range(max(2, int(targets.max()) + 1))])
+    return _Seen([str(i) for i in range(max(2, int(targets.max()) + 1))])

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .class_names import in_order
+from .arguments import told
+from .class_names import class_list, in_order
 from .objective import Evaluation, Objective
 from ..gradient import Picture
 
@@ -98,8 +99,8 @@ def draw_confusion(confusion:np.ndarray, # int[C, C]; rows are the true classes
 class ClassTargets(Objective, abstract=True):
     "Targets are class numbers, `int64[N]`."
     def check(self, targets):
-        "Class numbers, in range."
-        labels, count = torch.as_tensor(targets), len(self.classes)
+        "Class numbers, in range; names of classes become numbers."
+        labels, count = _class_numbers(targets, self.classes), len(self.classes)
         if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError("labels must be class numbers, int64[N], "
                              f"got {labels.dtype} of shape {tuple(labels.shape)}.")
@@ -127,10 +128,18 @@ def numbered(names:Sequence[str], # of classes, one an example
              classes:Sequence[str], # a class's number is its position here
             )->np.ndarray: # int64[N]
     "Class names as class numbers."
-    number = {name: i for i, name in enumerate(classes)}
-    if unknown := sorted(set(names) - set(number)):
-        raise ValueError(f"there is no class {unknown[0]!r}: it must be one of {', '.join(classes)}.")
-    return np.array([number[name] for name in names], np.int64)
+    position = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in names if not isinstance(name, str) or name not in position]
+    if unknown: raise ValueError(f"there is no class {told(unknown[0])}: it must be one of {', '.join(classes)}.")
+    return np.array([position[name] for name in names], np.int64)
+
+def _class_numbers(targets, classes:Sequence[str]) -> torch.Tensor:
+    "Targets of one class each, as people write them: numbers, or names."
+    if any(isinstance(target, str) for target in targets): targets = numbered(targets, classes)
+    try: return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError("labels must be class numbers, int64[N], or names of classes, "
+                         f"got {told(targets)}.") from error
 
 def _weights(given, num_classes:int):
     "Class weights as they may be given, checked."
@@ -150,6 +159,7 @@ class Classification(ClassTargets):
     problem_type, pipeline = "single_label_classification", "classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
+        self.classes = class_list(self.classes)
         count = len(self.classes)
         if count < 2: raise ValueError(f"{count} class is given: give at least two, or there is nothing to tell apart.")
         self.class_weights = _weights(self.class_weights, count)
@@ -201,15 +211,15 @@ class Classification(ClassTargets):
 def _many_hot(targets, classes:Sequence[str]) -> torch.Tensor: # float[N, C]
     "Targets in any form that people write: 0 and 1 for each class, or the names or numbers of those that hold."
     if hasattr(targets, "shape"): return torch.as_tensor(targets).float()
-    number, rows = {name: i for i, name in enumerate(classes)}, torch.zeros(len(targets), len(classes))
+    position, rows = {name: i for i, name in enumerate(classes)}, torch.zeros(len(targets), len(classes))
     for row, own in zip(rows, targets):
-        if isinstance(own, str):
-            raise ValueError(f"a target must be a list of classes, got the text {own!r}: write [{own!r}].")
+        if isinstance(own, str) or not hasattr(own, "__iter__"):
+            raise ValueError(f"a target must be a list of classes, got {told(own)}: write [{told(own)}].")
         for name in own:
-            position = number.get(name, name)
-            if isinstance(position, str):
-                raise ValueError(f"there is no class {name!r}: it must be one of {', '.join(classes)}.")
-            row[position] = 1
+            number = position.get(name) if isinstance(name, str) else name
+            if number not in range(len(classes)):
+                raise ValueError(f"there is no class {told(name)}: it must be one of {', '.join(classes)}.")
+            row[int(number)] = 1
     return rows
 
 def best_thresholds(probabilities:np.ndarray, # float[N, C]
@@ -300,6 +310,7 @@ class MultiLabel(ManyTargets):
     problem_type, pipeline = "multi_label_classification", "classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
+        self.classes = class_list(self.classes)
         if len(self.classes) == 0: raise ValueError("no class is given: give at least one.")
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import network as itself, told
 from .objective import Objective
 from ..freezing import Block, blocks
 
@@ -46,7 +47,11 @@ class Prepares:
     def encode(self, inputs:Sequence # N
               )->list: # N, each as `collate` takes it; one that is a list is several network inputs
         "Prepare inputs, once."
-        return list(torch.as_tensor(inputs))
+        if all(map(torch.is_tensor, inputs)): return list(inputs)
+        try: return list(torch.as_tensor(inputs))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"inputs must be numbers, N times in one shape, got {told(inputs)}: "
+                             "a network that reads anything else needs a method encode.") from error
 
     def encode_pairs(self, inputs:Sequence, targets) -> tuple[list, object]: # N encoded inputs, and their targets
         "The same, where targets follow what happens to inputs, as boxes follow resizing."
@@ -64,7 +69,11 @@ class Prepares:
                 length:int|None=None, # pad to at least so many tokens, where inputs differ in length
                ): # as `forward` takes it: one tensor, a tuple of arguments, or a mapping of their names
         "A batch of network inputs."
-        return torch.stack(network_inputs(encoded))
+        parts = network_inputs(encoded)
+        if shapes := {tuple(part.shape) for part in parts} - {tuple(parts[0].shape)}:
+            raise ValueError(f"inputs must be of one shape, got {tuple(parts[0].shape)} and {shapes.pop()}: "
+                             "a network that reads several needs a method collate.")
+        return torch.stack(parts)
 
     def lengths(self, encoded:Sequence # examples
                )->list[int]|None: # of each network input; None: they are all of one size
@@ -206,4 +215,5 @@ class Plain(Model):
 def as_model(network:nn.Module # any
             )->Model:
     "A model of ours as it is, any other network wrapped."
+    network = itself(network)
     return network if isinstance(network, Model) else Plain(network)

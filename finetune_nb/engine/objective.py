@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .arguments import told
 from ..gradient import Picture
 
 # %% ../../nbs/engine/00_objective.ipynb #266d1771
@@ -95,8 +96,11 @@ class Evaluation:
                score:float, # more is better
               )->"Evaluation": # the same with one score more
         "Choose by another score."
+        try: score = float(score)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"score must give a number, more is better, got {told(score)}.") from error
         rest = {other: value for other, value in self.scores.items() if other != name}
-        return dataclasses.replace(self, scores={name: float(score)} | rest)
+        return dataclasses.replace(self, scores={name: score} | rest)
 
 # %% ../../nbs/engine/00_objective.ipynb #b1998534
 _SHARES = "accuracy", "f1", "iou", "dice", "map", "map50", "recall", "precision"

@@ -17,6 +17,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from . import arguments
+
 # %% ../../nbs/engine/59_options.ipynb #aff7744e
 def option(kind, # type of its value
            help:str, # a sentence; says "[default: …]" itself where the default is no value
@@ -29,7 +31,7 @@ def option(kind, # type of its value
 def home(path:str|Path # as somebody typed it
         )->Path: # `~` is the home folder
     "A place."
-    return Path(path).expanduser()
+    return arguments.place("the path", path)
 
 def place(help:str # a sentence
          ): # an annotation
@@ -73,7 +75,7 @@ def with_groups(command:Callable # a parameter whose default is a dataclass stan
 class TextTable:
     "Your texts."
     text_column:option(Optional[str], "Of your table. [default: if it is clear]") = None # where the texts are
-    encoding:option(Optional[str], "Of your table's or .txt files' letters, as in cp1252. "
+    encoding:option(Optional[str], "Of the letters in your table, .txt files or standard input, as in cp1252. "
                     "[default: UTF-8, else guessed, and noted]") = None # of the letters
     delimiter:option(Optional[str], "Between the fields of your CSV file: a character, or `tab`. "
                      "[default: as its header looks]") = None # of fields

@@ -18,7 +18,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from ..cache import fast_learner, has_bf16
+from .arguments import place
 from .fractals import Recipe
+from .places import writing
 from ..gradient import Picture
 from ..training import TrainingDiverged
 from ..vision import Preprocessing
@@ -89,7 +91,7 @@ class Pretraining:
     def load(cls, checkpoint:str|Path # the file, or its folder
             )->"Pretraining": # without the weights
         "Read what a checkpoint tells of its run."
-        file = Path(checkpoint)
+        file = place("checkpoint", checkpoint)
         if file.is_dir(): file = file/"checkpoint.safetensors"
         about = _read_about(file)
         return cls(**about | dict(recipe=Recipe(**about["recipe"]), checkpoint=file))
@@ -131,7 +133,7 @@ def begin(recipe:Recipe, # what to draw and how to learn
           device:torch.device, # where the network will learn
          )->Pretraining: # nothing learnt yet, or as far as the checkpoint
     "A new run, or the one whose checkpoint is in `folder`."
-    folder = Path(folder)
+    folder = place("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder/"checkpoint.safetensors"
     if not file.exists(): return Pretraining(recipe, _precision(recipe, device), _hardware(device), checkpoint=file)
@@ -187,8 +189,9 @@ def _restore(network:nn.Module, optimizer:torch.optim.Optimizer, tensors:dict[st
 def _write(run:Pretraining, tensors:dict[str, torch.Tensor]):
     "The checkpoint, and the curve as JSON and PNG."
     part = run.checkpoint.with_suffix(".part")
-    save_file(tensors, part, {"format": "pt", "pretraining": run.to_json()})
-    os.replace(part, run.checkpoint)
+    with writing("the checkpoint", run.checkpoint):
+        save_file(tensors, part, {"format": "pt", "pretraining": run.to_json()})
+        os.replace(part, run.checkpoint)
     about = dict(recipe=asdict(run.recipe), precision=run.precision, hardware=run.hardware, seconds=run.seconds,
                  images_seen=run.images_seen, accuracy=run.final_accuracy, curve=run.curve())
     run.checkpoint.with_name("pretraining.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -31,7 +31,7 @@ from .states import readable_size
 from .steps import Steps, TrainingDiverged, divergence
 from .threads import Threads, are_free
 from .twins import CannotCut
-from ..freezing import blocks, freeze, freeze_depth
+from ..freezing import blocks, drifts, freeze, freeze_depth
 
 # %% ../../nbs/engine/34_run.ipynb #c6546487
 class Stages:
@@ -69,6 +69,8 @@ class Stages:
         "Freeze at `depth` (None: as it is), run what is frozen, and set up what learns."
         if depth is not None: freeze(self.model, depth)
         self.depth, learner = freeze_depth(self.model), None
+        if drifting := [block.name for block in blocks(self.model) if drifts(block)]:
+            self._say(f"{', '.join(drifting)} do not learn, but their BatchNorm moves: freeze(model, depth) stops it")
         if self.depth > 0 and self.how_to_keep is not None:
             try: learner = self._keep()
             except CannotCut as why: self._say(f"{self.depth} frozen blocks run in every epoch: {why}")
@@ -87,6 +89,10 @@ class Stages:
     def _say(self, line:str):
         self.history.prefix = f"{self.history.prefix}; {line}" if self.history.prefix else line
         if self.progress: tqdm.write(line, file=sys.stderr)
+
+    def say_once(self, line:str):
+        "Something to know, if it is not known yet."
+        if line not in self.history.prefix: self._say(line)
 
 # %% ../../nbs/engine/34_run.ipynb #2c676cbd
 class Judges(Stages):

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .arguments import place
 from .objective import is_share
+from .places import writing
 from .runs import unpacked
 from ..gradient import COLOURS, Picture
 
@@ -60,15 +62,16 @@ class Saved:
     def save(self, file:str|Path # to write: `….json`
             )->Path: # the file
         "As JSON, which the explorer and the site read too."
-        file, text = Path(file).expanduser(), self.to_json() + "\n"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file, text = place("file", file), self.to_json() + "\n"
+        with writing("the sweep", file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
         return file
 
     @classmethod
     def load(cls, file:str|Path):
         "What `save` wrote."
-        return cls.from_json(Path(file).expanduser().read_text(encoding="utf-8"))
+        return cls.from_json(place("file", file).read_text(encoding="utf-8"))
 
 # %% ../../nbs/engine/41_sweeps.ipynb #636b1c2f
 @dataclass(repr=False)

@@ -78,6 +78,7 @@ class PooledTextModel(TextModel):
         longest = self.tokenizer.model_max_length
         self.tokenizer.model_max_length = self.max_length # so that other tools cut where we do
         try: self.tokenizer.save_pretrained(folder)
+        except Exception as error: raise OSError(str(error)) from error # on a full disk it is of no other type
         finally: self.tokenizer.model_max_length = longest
         return tensors, about | family_called(self.family).describe(self.backbone)
 
