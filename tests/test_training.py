@@ -291,7 +291,7 @@ def test_nothing_to_judge_is_refused():
     (dict(every=0), "every must be at least 1"),
     (dict(precision="half"), "precision must be \"auto\" or \"fp32\", got 'half'"),
     (dict(unfreeze_at={9: 0}), r"unfreeze_at names epochs from 1 to 2, got \[9\]"),
-    (dict(unfreeze_at={"1": 0}), r"unfreeze_at names epochs from 1 to 2, got \['1'\]"),
+    (dict(unfreeze_at={1: 0, "2": 0}), "an epoch of unfreeze_at must be a whole number, got '2'"),
     (dict(unfreeze_at={1: 2}), "unfreeze_at must go from deep to shallow"),
     (dict(views=2, cache=False), "views=2 says how many .* leave one of them out"),
     (dict(resume=True), "resume=True goes on from checkpoints: say in which folder")],

@@ -52,7 +52,6 @@ def settings_of(model:Model,
         if settings[name] is None: settings[name] = rate
     return settings, depths
 
-
 # %% ../../nbs/engine/29_settings.ipynb #99454bcc
 _LEAST = dict(epochs=1, batch_size=1, patience=1, views=1, every=1, keep_last=1, seed=0) # of whole numbers
 _MOST = dict(learning_rate=inf, head_learning_rate=inf, layer_decay=1, weight_decay=inf, warmup=1, memory_budget=inf)
@@ -61,13 +60,15 @@ _OPTIONAL = {"patience", "views", "learning_rate", "head_learning_rate", "memory
 def check_told(told:Mapping # the arguments of `fit`
               ):
     "Refuse what is of the wrong type, or out of bounds."
-    given = {name: value for name, value in told.items() if value is not None or name not in _OPTIONAL}
-    for name in _LEAST.keys() & given: whole(name, given[name], _LEAST[name], 2**32 - 1)
-    for name in _MOST.keys() & given: number(name, given[name], 0, _MOST[name])
+    asked = [name for name in told if told[name] is not None or name not in _OPTIONAL]
+    for name in asked:
+        if name in _LEAST: whole(name, told[name], _LEAST[name], 2**32 - 1)
+        if name in _MOST: number(name, told[name], 0, _MOST[name])
     if not number("clip", told["clip"]) > 0:
         raise ValueError(f"clip must be positive, got {told['clip']}: no gradient could pass. "
                          "For no clipping, give float('inf').")
     expect("unfreeze_at", told["unfreeze_at"], Mapping | None, "a dictionary of epochs and freeze depths, as in {3: 0}")
+    for epoch in told["unfreeze_at"] or {}: whole("an epoch of unfreeze_at", epoch)
     expect("score", told["score"], Callable | None, "a function of an Evaluation")
     expect("cache", told["cache"], bool | str | os.PathLike | None, "yes, no, or a folder")
     expect("checkpoint", told["checkpoint"], str | os.PathLike | None, "a folder")
@@ -76,8 +77,8 @@ def check_told(told:Mapping # the arguments of `fit`
 
 def _check_thaws(model:Model, thaws:Mapping, epochs:int, depths:Sequence[int]):
     if any(epoch not in range(1, epochs + 1) for epoch in thaws):
-        raise ValueError(f"unfreeze_at names epochs from 1 to {epochs}, got {list(thaws)}.")
-    for depth in depths: check_depth(depth, blocks(model))
+        raise ValueError(f"unfreeze_at names epochs from 1 to {epochs}, got {sorted(thaws)}.")
+    for depth in depths[1:]: check_depth(depth, blocks(model))
     if any(shallower > deeper for deeper, shallower in zip(depths, depths[1:])):
         raise ValueError(f"unfreeze_at must go from deep to shallow, got {thaws} for a model "
                          f"that is frozen at depth {depths[0]}.")
