@@ -148,7 +148,7 @@ def fingerprint(part:nn.Module|Block, # a model, any module, or a block
                )->str: # 64 hexadecimal digits
     "SHA-256 over the names and bytes of all parameters and buffers: equal only if nothing moved."
     digest = hashlib.sha256()
-    block = part if isinstance(part, Block) else Block("", [network(part)])
+    block = part if hasattr(part, "named_tensors") else Block("", [network(part)])
     for name, tensor in block.named_tensors():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
