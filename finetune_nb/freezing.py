@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .engine.arguments import expect, many, network
+from .engine.arguments import many, network, told
 from .engine.families import Family, families, family_of, register
 
 # %% ../nbs/04_frozen_layers.ipynb #657bee1b
@@ -164,7 +164,8 @@ def set_frozen(block:Block,
                training:bool=True, # the mode that its modules get back when it learns again
               ):
     "Freeze one block, or let it learn."
-    expect("block", block, Block, "a Block, as blocks(model) gives them")
+    if not hasattr(block, "named_tensors"):
+        raise ValueError(f"block must be a Block, as blocks(model) gives them, got {told(block)}.")
     for parameter in block.parameters():
         parameter.requires_grad_(not frozen)
         if frozen: parameter.grad = None # an optimiser skips a parameter without gradient
