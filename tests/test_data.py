@@ -24,7 +24,7 @@ two = Examples(["well", "badly"], [0, 1])
     ([0, 1], ["0", "1"]), ([True, False], ["True", "False"]), ([1.5, 2], ["1.5", "2"]), (range(2), ["0", "1"]),
     (np.array([3, 7]), ["3", "7"]), (np.array(["b", "a"]), ["b", "a"]), (np.array([1., 2.]), ["1", "2"]),
     (pd.Series(["b", "a"], index=[5, 3]), ["b", "a"]),
-    (pd.Categorical(["a", "b"]), ["a", "b"]), (iter("ab"), ["a", "b"])], ids=str)
+    (pd.Categorical(["a", "b"]), ["a", "b"]), (iter("ab"), ["a", "b"])], ids=lambda given: type(given).__name__)
 def test_names_of_classes_are_text(given, names):
     "at once, not when the model is saved"
     task = Task("mood", "text", given, two, two, two)
@@ -37,7 +37,7 @@ def test_names_of_classes_are_text(given, names):
     (["good", ["bad"]], r"or a number, got \['bad'\]"), ([1, "1"], "class '1' is there twice"),
     ("ab", "classes must be a list of names, got 'ab'"), ({"good", "bad"}, "classes must be a list of names"),
     (dict(good=0, bad=1), "classes must be a list of names"), (2, "list of names, got 2"),
-    (None, "list of names, got None")], ids=str)
+    (None, "list of names, got None")], ids=lambda given: type(given).__name__)
 def test_what_names_no_classes_is_refused(given, sentence):
     with pytest.raises(ValueError, match=f"Task 'mood': .*{sentence}"): Task("mood", "text", given, two, two, two)
 
