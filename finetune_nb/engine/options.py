@@ -17,8 +17,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from . import arguments
-
 # %% ../../nbs/engine/59_options.ipynb #aff7744e
 def option(kind, # type of its value
            help:str, # a sentence; says "[default: …]" itself where the default is no value
@@ -31,6 +29,7 @@ def option(kind, # type of its value
 def home(path:str|Path # as somebody typed it
         )->Path: # `~` is the home folder
     "A place."
+    from finetune_nb.engine import arguments # not before a path is given: it imports PyTorch
     return arguments.place("the path", path)
 
 def place(help:str # a sentence
