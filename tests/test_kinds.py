@@ -87,9 +87,9 @@ def job(folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path):
+def test_killed_and_resumed(tmp_path): # what is spawned, not forked, has autograd threads of its own
     def process(*args):
-        child = multiprocessing.get_context("fork").Process(target=job, args=args)
+        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
         child.start()
         child.join()
         return child.exitcode
