@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .engine.arguments import typed
 from .engine.batches import encode, fast_batch
 from .engine.cutting import Suffix, Trial
 from .engine.fast import autocast, fast_learner, folded, has_bf16
@@ -21,6 +22,7 @@ from .engine.twins import CannotCut, evaluating, watch
 from .freezing import blocks
 
 # %% ../nbs/05b_prefix_cache.ipynb #451fd1f9
+@typed
 class Cut:
     "A model in two halves: a frozen prefix, which makes states, and a suffix, which learns."
     def __init__(self,
@@ -28,6 +30,7 @@ class Cut:
                  depth:int, # blocks in the prefix, 1 to the number of blocks - 1
                  few:Sequence, # encoded examples, to try the cut on
                 ):
+        if len(few) == 0: raise ValueError("few must have an example or more to try the cut on, got none.")
         self.model, found = as_model(model), blocks(model)
         if not 0 < depth < len(found):
             raise ValueError(f"depth must be between 1 and {len(found) - 1}, got {depth}: "

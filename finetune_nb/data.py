@@ -21,7 +21,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from .engine.arguments import expect, many, positions
+from .engine.arguments import expect, many, positions, typed
 from .engine.baselines import Baseline, baseline
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
@@ -106,6 +106,7 @@ class Task:
                 f"{len(self.validation)} validation and {len(self.test)} test examples")
 
 # %% ../nbs/01b_data.ipynb #ded43126
+@typed
 def split(labels:Sequence[int], # class numbers, one for each example
           labels_per_class:int, # training examples of each class
           validation_per_class:int=20, # validation examples of each class
@@ -116,6 +117,9 @@ def split(labels:Sequence[int], # class numbers, one for each example
     "Draw stratified, disjoint parts that do not cut a group."
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if labels.shape != groups.shape or labels.ndim != 1:
+        raise ValueError("labels and groups must be one for each example, "
+                         f"got shapes {labels.shape} and {groups.shape}.")
     if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
     if are_cut(labels, groups):
         raise ValueError("A group holds examples of several classes, so no class can be split without cutting it: "
@@ -152,13 +156,15 @@ _MASKED = re.compile(r"\b(scipy|numpy|np|torch|pytorch|torchvision|matplotlib|mp
                      r"|pandas|pd|networkx|nx|pil|pillow)(\.\w+)*\b", re.I)
 
 # %% ../nbs/01b_data.ipynb #7d966fab
+@typed
 def near_duplicates(texts:Sequence[str], # any texts
                     threshold:float=0.7, # cosine of letter n-grams from which two texts count as one, 0 to 1
                    )->np.ndarray: # int[N], the group of each text
     "Number the groups of texts that say nearly the same."
     from sklearn.feature_extraction.text import TfidfVectorizer # takes a second to load
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32)
-    vectors = letters.fit_transform(texts)
+    try: vectors = letters.fit_transform(texts)
+    except ValueError: return np.unique(texts, return_inverse=True)[1] # there is no letter in any
     similar = vectors @ vectors.T
     similar.data = similar.data >= threshold
     similar.eliminate_zeros()
@@ -200,6 +206,7 @@ def _sentences() -> dict:
     recipe = [versions, _FIELDS, _MASKED.pattern, _PER_FIELD, _ALIKE, _COPIES]
     return kept("topics", recipe, {"texts", "labels", "groups", "versions", "fingerprint"}, make)
 
+@typed
 def topics(labels_per_class:int=20, # training sentences of each of the 10 classes, 1 to about 200
            seed:int=0, # same seed, same sentences
            validation_per_class:int=20, # validation sentences of each class
@@ -223,6 +230,7 @@ def _digits() -> tuple[torch.Tensor, np.ndarray]:
     rows = pd.read_csv(file, header=None, dtype=np.uint8).to_numpy()
     return torch.tensor(rows[:, :-1]).view(-1, 1, 28, 28), rows[:, -1].astype(int)
 
+@typed
 def digits(labels_per_class:int=20, # training images of each of the 10 digits, 1 to 380
            seed:int=0, # same seed, same images
            validation_per_class:int=20, # validation images of each digit
@@ -235,6 +243,7 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made=made)
 
 # %% ../nbs/01b_data.ipynb #048ad142
+@typed
 def photographs(labels_per_class:int=20, # training tiles of each of the 17 pictures, at least 1
                 seed:int=0, # same seed, same tiles
                 validation_per_class:int=20, # validation tiles of each picture
@@ -266,6 +275,7 @@ def _few(objective:Objective, targets, labels_per_class:int, seed:int, what:str)
     return draw_few(members, labels_per_class, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
+@typed
 def task_of(report:Report, # of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
             validation:float=0.2, # share of the examples to choose by, where there is no such part, above 0, below 1
@@ -290,7 +300,8 @@ def task_of(report:Report, # of a pre-flight that goes on
     return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made=made)
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
-def image_folder(path, # a folder for each class, perhaps below `train`, `val` and `test`; or images and a table of them
+@typed
+def image_folder(path:str|Path, # a folder for each class, perhaps below `train`, `val` and `test`; images and a table
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
                  validation:float=0.2, # share of the images to choose by, where there is no such folder
                  test:float=0.2, # share of the images to be judged on, likewise; both above 0, below 1
@@ -300,7 +311,8 @@ def image_folder(path, # a folder for each class, perhaps below `train`, `val` a
     "Your own images, one folder a class."
     return task_of(check(path, "image", most_bad=most_bad), labels_per_class, validation, test, seed)
 
-def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val` and `test` tables, or of .txt by class
+@typed
+def text_table(path:str|Path, # CSV, TSV, JSONL or Parquet, a folder of `train`, `val`, `test` tables, or .txt by class
                text_column:str|None=None, # None: if it is clear
                label_column:str|list[str]|None=None, # or several; None: if it is clear
                labels_per_class:int|None=None, # training texts of each class; None: all that are there
@@ -319,6 +331,7 @@ def text_table(path, # CSV, TSV, JSONL or Parquet, or a folder of `train`, `val`
     return task_of(report, labels_per_class, validation, test, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d04
+@typed
 def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on the Hub, also `name:configuration`
                   text_column:str|None=None, # None: the images, if there are any, else the text, if it is clear
                   label_column:str|None=None, # None: the one with classes, or if it is clear

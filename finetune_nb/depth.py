@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data import Task
+from .engine.arguments import as_numbers, told, typed
 from .engine.runs import Runs, backbone_fingerprint, kept_for_backward, training_memory
 from .engine.sweeps import Record, as_score, counted, draw_sweep
 from .freezing import FreezeSummary, set_frozen, summarise, blocks, freeze
@@ -25,12 +27,21 @@ from .gradient import Picture
 from .training import evaluate, fit
 
 # %% ../nbs/08_freeze_depth.ipynb #b81c1e0c
+@typed
 def default_epochs(task:Task) -> int: # 5 to 20
     "The fewer examples, the more passes over them."
     return int(np.clip(round(2000 / len(task.train)), 5, 20))
 
-def _numbers(seeds) -> list[int]: return list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+def _numbers(seeds) -> list[int]:
+    return [int(seed) for seed in (seeds if hasattr(seeds, "__len__") else range(seeds))]
 
+def _made(make_model:Callable, seed:int) -> nn.Module:
+    model = make_model(seed)
+    if isinstance(model, nn.Module): return model
+    raise ValueError(f"make_model must give a model for a seed, got {told(model)}.")
+
+# %% ../nbs/08_freeze_depth.ipynb #d9d43b92
+@typed
 def one_by_one(make_model:Callable[[int], nn.Module], # a model with the head's first weights for a seed
                task:Task, # learns on `task.train`, chooses on `task.validation`, is judged once on `task.test`
                depths:Sequence[int]|None=None, # freeze depths to try; None: all
@@ -41,10 +52,11 @@ def one_by_one(make_model:Callable[[int], nn.Module], # a model with the head's 
               )->tuple[float, dict[int, list[float]]]: # seconds, and the test scores of each depth
     "The naive sweep: run after run, each in full with a new model, nothing shared."
     started, seeds = time.perf_counter(), _numbers(seeds)
-    depths = range(len(blocks(make_model(seeds[0])))) if depths is None else depths
+    _check(seeds, "all", epochs, {})
+    depths = range(len(blocks(_made(make_model, seeds[0])))) if depths is None else depths
     scores, pairs = {depth: [] for depth in depths}, [(depth, seed) for depth in depths for seed in seeds]
     for depth, seed in tqdm(pairs, desc="One by one", unit="run", disable=not progress):
-        model = make_model(seed)
+        model = _made(make_model, seed)
         freeze(model, depth)
         history = fit(model, task, epochs or default_epochs(task), seed=seed, progress=False, **settings)
         if history.stopped == "interrupted": raise KeyboardInterrupt
@@ -54,6 +66,7 @@ def one_by_one(make_model:Callable[[int], nn.Module], # a model with the head's 
 # %% ../nbs/08_freeze_depth.ipynb #c33c34c4
 def _first_step(depths:int) -> int: return max(1, (depths - 1) // 2) # the first, the middle, the last
 
+@typed
 def rungs(depths:int, # there are, the head alone not counted
           seeds:int, # at least 1
          )->list[int]: # of length `seeds`
@@ -82,20 +95,34 @@ def _halving(runs:Runs, depths, seeds, learn):
         learn(tried, seed)
 
 # %% ../nbs/08_freeze_depth.ipynb #3fa5651d
-def difference(ours:np.ndarray, # float[S, V], how right a run of ours (a row for each seed) is on each example, 0 to 1
-               theirs:np.ndarray, # the same of other runs, on the same examples
+@typed
+def difference(ours:Sequence, # float[S, V], how right a run of ours (a row for each seed) is on each example, 0 to 1
+               theirs:Sequence, # the same of other runs, on the same examples
               )->tuple[float, float]: # the mean difference, and its standard error
     "How much better we are, example by example: examples and seeds are both a sample."
+    ours, theirs = as_numbers("ours", ours, 2), as_numbers("theirs", theirs, 2)
+    if ours.shape[1] != theirs.shape[1]:
+        raise ValueError("ours and theirs must be judged on the same examples, "
+                         f"got {ours.shape[1]} and {theirs.shape[1]}.")
     each = ours.mean(0) - theirs.mean(0)
     by_seed = (ours - theirs).mean(1) if ours.shape == theirs.shape else np.zeros(1)
     examples = (((each - each.mean())**2).sum() + 1) / len(each)**2 # + 1: had one more example come out differently
     seeds = by_seed.var(ddof=1) / len(by_seed) if len(by_seed) > 1 else 0
     return each.mean(), np.sqrt(examples + seeds)
 
-def cheapest(right:dict[int, np.ndarray], # by depth: float[S, V], how right a run is on each validation example
+# %% ../nbs/08_freeze_depth.ipynb #f1c2cd21
+def _as_hits(right:dict) -> dict[int, np.ndarray]: # by depth: float[S, V]
+    hits = {depth: as_numbers(f"right[{depth}]", own, 2) for depth, own in right.items()}
+    if len({own.shape[1] for own in hits.values()}) == 1: return hits
+    raise ValueError("right must have a depth or more, all judged on the same examples, "
+                     f"got arrays of shapes {[own.shape for own in hits.values()]}.")
+
+@typed
+def cheapest(right:dict[int, Sequence], # by depth: float[S, V], how right a run is on each validation example
              noise:float=0.25, # standard errors of the difference that do not count
             )->tuple[int, int]: # the deepest freeze depth that is within the noise of the best, and the best
     "The one-standard-error rule (Breiman et al. 1984), on paired differences."
+    right = _as_hits(right)
     best = max(right, key=lambda depth: (right[depth].mean(), depth))
     def near(depth):
         behind, error = difference(right[best], right[depth])
@@ -103,11 +130,13 @@ def cheapest(right:dict[int, np.ndarray], # by depth: float[S, V], how right a r
     return max(depth for depth in right if depth == best or near(depth)), best
 
 # %% ../nbs/08_freeze_depth.ipynb #102657dc
-def optimism(right:dict[int, np.ndarray], # by depth: float[S, V], how right a run is on each validation example
+@typed
+def optimism(right:dict[int, Sequence], # by depth: float[S, V], how right a run is on each validation example
              noise:float=0.25, # as `cheapest` is told
              draws:int=100, # bootstrap samples
             )->float: # of the score; about 0 where one depth is the best by far
     "How much better the chosen depth looks than it is: choose by drawn examples, ask the others (Tsamardinos 2018)."
+    right = _as_hits(right)
     means, (chosen, _) = {depth: hits.mean(0) for depth, hits in right.items()}, cheapest(right, noise)
     rng, lost, count = np.random.default_rng(0), [], len(means[chosen])
     for _ in range(draws):
@@ -118,6 +147,7 @@ def optimism(right:dict[int, np.ndarray], # by depth: float[S, V], how right a r
     return float(np.mean(lost)) if lost else 0.0
 
 # %% ../nbs/08_freeze_depth.ipynb #bba30a6b
+@typed
 @dataclass
 class Recommendation:
     "A freeze depth, what it is expected to gain, and why."
@@ -161,6 +191,7 @@ def _gain(sweep, depth:int, other:int, luck:float) -> tuple:
     return float(gain) - luck, [float(gain - luck - 1.96 * error), float(gain - luck + 1.96 * error)]
 
 # %% ../nbs/08_freeze_depth.ipynb #c2679e1e
+@typed
 @dataclass(repr=False)
 class Sweep(Record):
     "What became of each freeze depth, and what follows from it."
@@ -220,6 +251,7 @@ def _try(runs:Runs, depths:list[int], seeds:list[int], strategy:str, epochs:int,
         bar.refresh()
 
 # %% ../nbs/08_freeze_depth.ipynb #0cca97bd
+@typed
 def sweep(make_model:Callable[[int], nn.Module], # a model with the head's first weights for a seed; one backbone
           task:Task, # learns on `task.train`, chooses on `task.validation`, is judged once on `task.test`
           depths:Sequence[int]|None=None, # freeze depths to try; None: all
@@ -237,7 +269,8 @@ def sweep(make_model:Callable[[int], nn.Module], # a model with the head's first
     started, seeds = time.perf_counter(), _numbers(seeds)
     _check(seeds, strategy, epochs, settings)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as states:
-        runs = Runs(make_model, task, seeds, Path(states if cache is None else cache).expanduser(), settings, precision)
+        make = partial(_made, make_model)
+        runs = Runs(make, task, seeds, Path(states if cache is None else cache).expanduser(), settings, precision)
         depths, backbone = _checked_depths(depths, len(runs.blocks)), backbone_fingerprint(runs.model)
         runs.share(depths, progress)
         _try(runs, depths, seeds, strategy, epochs or default_epochs(task), progress)
@@ -246,6 +279,7 @@ def sweep(make_model:Callable[[int], nn.Module], # a model with the head's first
                  settings=dict(precision=precision, noise=noise, **settings), **runs.about())
 
 # %% ../nbs/08_freeze_depth.ipynb #121a64db
+@typed
 def train_only(model:nn.Module, # any supported model
                block:str, # its name; the head learns too, for it is new
               )->FreezeSummary: # what learns, what does not

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .engine.arguments import many, network, told
+from .engine.arguments import many, network, told, typed
 from .engine.families import Family, families, family_of, register
 
 # %% ../nbs/04_frozen_layers.ipynb #657bee1b
+@typed
 @dataclass(repr=False)
 class Block:
     "One of the ordered parts of a model: modules that freeze, or learn, together."
@@ -52,10 +53,12 @@ class Block:
     def __repr__(self): return f"Block({self.name!r}, {self.num_parameters():,} parameters)"
 
 # %% ../nbs/04_frozen_layers.ipynb #fea4b0f2
+@typed
 def has_parameters(module:nn.Module) -> bool:
     "Could it learn anything?"
     return next(module.parameters(), None) is not None
 
+@typed
 def in_groups(network:nn.Module # its children run in order
              )->list[tuple[str, list[nn.Module]]]: # the name of the first in a group, and all of it
     "The children in groups, each from one that has parameters to the next."
@@ -159,6 +162,7 @@ def stay_in_eval(module:nn.Module, inputs): # at module level, so that a frozen 
     "A hook that PyTorch calls before `module` runs."
     module.eval() # whatever happened before
 
+@typed
 def set_frozen(block:Block,
                frozen:bool, # True: it must not change; False: it learns
                training:bool=True, # the mode that its modules get back when it learns again
@@ -180,11 +184,13 @@ def _is_frozen(block):
             and all(hasattr(inner, "_eval_hook") for module in block.modules for inner in module.modules()))
 
 # %% ../nbs/04_frozen_layers.ipynb #6cb6de11
+@typed
 def live_batchnorms(block:Block) -> list[nn.Module]:
     "Its BatchNorms that are not frozen: in training, each takes mean and spread from the batch."
     modules = [inner for module in block.modules for inner in module.modules()]
     return [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and not hasattr(m, "_eval_hook")]
 
+@typed
 def drifts(block:Block) -> bool:
     "Does its BatchNorm move although nothing in it learns?"
     return bool(live_batchnorms(block)) and not any(p.requires_grad for p in block.parameters())
@@ -204,6 +210,7 @@ class SummaryRow(NamedTuple):
 # %% ../nbs/04_frozen_layers.ipynb #d0ee2434
 _frozen = "frozen: no gradient, no BatchNorm update, no dropout; requires_grad=False alone is only the first of these"
 
+@typed
 @dataclass(repr=False)
 class FreezeSummary:
     "What learns and what does not, with parameter counts: a table in a terminal and in a notebook."
@@ -250,10 +257,12 @@ def _as_html(summary):
             f"<tbody>{''.join(lines)}</tbody>{foot}</table>")
 
 # %% ../nbs/04_frozen_layers.ipynb #27911038
+@typed
 def check_depth(depth, # as somebody gave it
                 found:list[Block], # of the model
                )->int: # the same, between 0 and `len(found) - 1`
     "Refuse what is no freeze depth."
+    if len(found) == 0: raise ValueError("found must have a block or more, got none.")
     deepest = len(found) - 1
     try: whole = None if isinstance(depth, bool) else operator.index(depth)
     except TypeError: whole = None
@@ -265,6 +274,7 @@ def check_depth(depth, # as somebody gave it
                      f"0 trains everything, {deepest} the head alone.")
 
 # %% ../nbs/04_frozen_layers.ipynb #b11d4e2e
+@typed
 def summarise(found:list[Block], # of a model
               depth:int, # how many of them are frozen
              )->FreezeSummary:
@@ -318,12 +328,14 @@ def freeze_depth(model:nn.Module, # any supported model
     return frozen.index(False) if False in frozen else len(frozen)
 
 # %% ../nbs/04_frozen_layers.ipynb #93846514
+@typed
 def short_number(n:int) -> str: # as in "11.2M"
     "A number for a small place."
     units = (1e9, "B"), (1e6, "M"), (1e3, "k")
     return next((f"{n / size:.3g}{unit}" for size, unit in units if n >= size), str(n))
 
 # %% ../nbs/04_frozen_layers.ipynb #661e95d2
+@typed
 def draw_blocks(model:nn.Module, # any supported model
                 ax=None, # matplotlib axes; None: new ones
                ): # the axes
@@ -332,6 +344,7 @@ def draw_blocks(model:nn.Module, # any supported model
     if ax is None:
         from matplotlib import pyplot as plt
         ax = plt.subplots(figsize=(max(6.4, 0.7 * len(found)), 2), facecolor="white", layout="constrained")[1]
+    if not hasattr(ax, "barh"): raise ValueError(f"ax must be axes of matplotlib, got {told(ax)}.")
     root = [block.num_parameters()**0.5 for block in found]
     widths = [max(r / sum(root), 0.7 / len(found)) for r in root] # room for a small block's name
     left = 0
@@ -354,6 +367,7 @@ def draw_blocks(model:nn.Module, # any supported model
     return ax
 
 # %% ../nbs/04_frozen_layers.ipynb #29051927
+@typed
 def trainable_parameters(model:nn.Module)->Iterator[nn.Parameter]: # those that learn, in order
     "What an optimiser is to be given."
     return (p for p in network(model).parameters() if p.requires_grad)
@@ -370,6 +384,7 @@ def unfreeze(model:nn.Module, # a frozen model
     return freeze(model, depth)
 
 # %% ../nbs/04_frozen_layers.ipynb #468e9b34
+@typed
 def blocks_with_head(backbone:nn.Module, # any model that `blocks` knows
                      *head:nn.Module, # what comes after it in a classifier of your own
                     )->list[Block]: # the backbone's; its own last part (a pooler, a last norm) belongs to the head

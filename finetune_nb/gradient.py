@@ -18,25 +18,30 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from .engine.arguments import first_line, typed
+
 # %% ../nbs/03_gradient_update.ipynb #041d90b6
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9") # colour-blind safe, used in this order
 
 # %% ../nbs/03_gradient_update.ipynb #240d28b6
-def _check_step(parameter, gradient, learning_rate):
+def _check_step(parameter, gradient, learning_rate, **state):
     "Refuse a step without a gradient, one of another shape, and one uphill."
     if gradient is None:
         raise ValueError("gradient is None, expected one number for each weight: call loss.backward() first; "
                          "a frozen weight has no gradient, so make no step with it.")
-    if gradient.shape != parameter.shape:
-        raise ValueError(f"gradient has shape {tuple(gradient.shape)}, expected that of the parameter, "
-                         f"{tuple(parameter.shape)}: take it with gradient_at(loss, parameter).")
+    for name, own in dict(parameter=parameter, gradient=gradient, **state).items():
+        if own.shape != parameter.shape:
+            raise ValueError(f"{name} has shape {tuple(own.shape)}, expected that of the parameter, "
+                             f"{tuple(parameter.shape)}: take the gradient with gradient_at(loss, parameter).")
+        if not own.is_floating_point(): raise ValueError(f"{name} holds {own.dtype}, expected floats: add .float().")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}, expected a number above 0: "
                          "try 0.1, then divide by 10 while the loss rises.")
 
 # %% ../nbs/03_gradient_update.ipynb #5779c221
+@typed
 def sgd_step(parameter:Tensor, # float[...]: the weights θ
-             gradient:Tensor, # float[...]: ∇L(θ), of the same shape
+             gradient:Tensor|None, # float[...]: ∇L(θ), of the same shape; a frozen weight's None is refused
              learning_rate:float, # α, above 0
             )->Tensor: # float[...]: θ - α∇L(θ), a new tensor
     "One step of gradient descent: against the gradient."
@@ -44,27 +49,37 @@ def sgd_step(parameter:Tensor, # float[...]: the weights θ
     return parameter - learning_rate * gradient
 
 # %% ../nbs/03_gradient_update.ipynb #3de42143
+@typed
 def gradient_at(loss:Callable[[Tensor], Tensor], # float[...] -> float[]: differentiable
                 weights:Tensor, # float[...]: the point θ
                )->Tensor: # float[...]: ∇L(θ)
     "The gradient of `loss` at `weights`, by automatic differentiation."
+    if not weights.is_floating_point():
+        raise ValueError(f"weights hold {weights.dtype}, expected floats: add .float().")
     with torch.enable_grad():
         point = weights.detach().clone().requires_grad_()
         value = loss(point)
-        if value.ndim > 0:
-            raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}, expected one number: "
-                             "end it with .mean() or .sum().")
-        return torch.autograd.grad(value, point)[0]
+        _check_loss(value)
+        return torch.autograd.grad(value, point, materialize_grads=True)[0]
+
+def _check_loss(value):
+    if not torch.is_tensor(value) or not value.requires_grad:
+        raise ValueError(f"loss returned {value!r}, which knows no gradient: "
+                         "make it of torch operations on its weights.")
+    if value.ndim > 0:
+        raise ValueError(f"loss returned a tensor of shape {tuple(value.shape)}, expected one number: "
+                         "end it with .mean() or .sum().")
 
 # %% ../nbs/03_gradient_update.ipynb #c9a7415c
+@typed
 def momentum_step(parameter:Tensor, # float[...]: the weights θ
-                  gradient:Tensor, # float[...]: ∇L(θ), of the same shape
+                  gradient:Tensor|None, # float[...]: ∇L(θ), of the same shape
                   velocity:Tensor, # float[...]: v, zeros before the first step
                   learning_rate:float, # α, above 0
                   momentum:float=0.9, # μ, the share of the velocity that is kept: 0 to below 1
                  )->tuple[Tensor, Tensor]: # float[...] and float[...]: the new θ and v
     "One step of gradient descent with momentum: v ← μv + ∇L(θ), then θ ← θ - αv (Polyak 1964)."
-    _check_step(parameter, gradient, learning_rate)
+    _check_step(parameter, gradient, learning_rate, velocity=velocity)
     if not 0 <= momentum < 1: raise ValueError(f"momentum is {momentum}, expected 0 to below 1: try 0.9.")
     velocity = momentum * velocity + gradient
     return sgd_step(parameter, velocity, learning_rate), velocity
@@ -85,6 +100,7 @@ def _check_descent(start, steps, frozen):
     return weights, frozen.to(weights.device)
 
 # %% ../nbs/03_gradient_update.ipynb #d788f5d7
+@typed
 def descend(loss:Callable[[Tensor], Tensor], # float[n] -> float[]: differentiable
             start:Tensor|Sequence[float], # float[n]: where the path begins
             learning_rate:float, # α, above 0
@@ -108,23 +124,49 @@ class Picture(Figure):
         self.savefig(png := BytesIO(), format="png")
         return png.getvalue()
 
-def map_bounds(loss, paths):
+def _check_path(path):
+    if path.ndim != 2 or path.shape[1] != 2 or len(path) == 0 or not path.is_floating_point():
+        raise ValueError(f"path is {path.dtype} of shape {tuple(path.shape)}, expected float[steps + 1, 2]: "
+                         "a map shows two weights, so pick two columns.")
+
+def _heights(loss, points):
+    "The loss at each of many points."
+    try: return torch.func.vmap(loss)(points).reshape(len(points))
+    except Exception as error: # whatever a loss that somebody wrote does
+        raise ValueError("loss cannot be drawn: make it of torch operations that turn two weights into one number "
+                         f"({first_line(error)}).") from error
+
+# %% ../nbs/03_gradient_update.ipynb #4a440ddf
+@typed
+def map_bounds(loss:Callable[[Tensor], Tensor], # float[2] -> float[], made of torch operations
+               paths:Sequence[Tensor], # float[steps + 1, 2] each
+              )->list[list[float]]: # (low, high) of each weight
     "The window around the paths, with a margin of a fifth of its longer side; one that runs away may leave it."
     points = []
     for path in paths:
-        heights = torch.func.vmap(loss)(path)
+        _check_path(path)
+        heights = _heights(loss, path)
         points += [path[:1], path[heights <= heights[0] + 10 * heights[0].abs()]]
+    if not points: raise ValueError("paths must have a path or more, got none.")
     points = torch.cat(points).cpu()
     low, high = points.min(0).values, points.max(0).values
     margin = 0.2 * (high - low).max().clamp(min=0.5)
     return torch.stack([low - margin, high + margin], 1).tolist()
 
 # %% ../nbs/03_gradient_update.ipynb #29504c3a
+def _check_map(paths, bounds, resolution):
+    "Refuse what cannot be drawn."
+    if not paths: raise ValueError("path names no path, expected at least one.")
+    for path in paths.values(): _check_path(path)
+    if bounds and not all(low < high and abs(low) + abs(high) < 1e9 for low, high in bounds):
+        raise ValueError(f"bounds are {bounds}, expected (low, high) of each weight, the lower first.")
+    if not 2 <= resolution <= 2000: raise ValueError(f"resolution is {resolution}, expected 2 to 2000: try 80.")
+
 def _draw_map(ax, loss, bounds, resolution, device):
     "Contours that each enclose an equal share of the map, so that a valley shows on any scale of the loss."
     first, second = (torch.linspace(*bound, resolution) for bound in bounds)
     spots = torch.cartesian_prod(first, second).to(device)
-    heights = torch.func.vmap(loss)(spots).reshape(resolution, resolution).T.cpu().double()
+    heights = _heights(loss, spots).reshape(resolution, resolution).T.detach().cpu().double()
     finite = heights[heights.isfinite()]
     if len(finite) == 0:
         raise ValueError(f"loss is nowhere finite within {bounds}, expected a map: give smaller bounds.")
@@ -135,22 +177,20 @@ def _draw_map(ax, loss, bounds, resolution, device):
     ax.set(xlim=bounds[0], ylim=bounds[1])
 
 # %% ../nbs/03_gradient_update.ipynb #6fd7cfb5
+@typed
 def plot_path(loss:Callable[[Tensor], Tensor], # float[2] -> float[], made of torch operations
               path:Tensor|dict[str, Tensor], # float[steps + 1, 2] from `descend`, or several by name
               title:str="", # what the reader should see
-              names:Sequence[str]=("first weight", "second weight"), # of the two axes
-              bounds:Sequence[Sequence[float]]|None=None, # (low, high) of each weight; None fits them to the paths
-              resolution:int=80, # points along each side of the map
+              names:tuple[str, str]=("first weight", "second weight"), # of the two axes
+              bounds:tuple[tuple[float, float], tuple[float, float]]|None=None, # of each weight; None: as the paths
+              resolution:int=80, # points along each side of the map, at least 2
              )->Figure: # shows itself in a notebook
     "Draw the path of two weights on a contour map of their loss."
     paths = path if isinstance(path, dict) else {"": path}
-    for way in paths.values():
-        if way.ndim != 2 or way.shape[1] != 2:
-            raise ValueError(f"path has shape {tuple(way.shape)}, expected float[steps + 1, 2]: "
-                             "a map shows two weights, so pick two columns.")
+    _check_map(paths, bounds, resolution)
     figure = Picture(figsize=(5.6, 4.6), layout="constrained", facecolor="white")
     ax = figure.add_subplot(xlabel=names[0], ylabel=names[1], title=title, facecolor="white")
-    _draw_map(ax, loss, bounds or map_bounds(loss, paths.values()), resolution, way.device)
+    _draw_map(ax, loss, bounds or map_bounds(loss, list(paths.values())), resolution, next(iter(paths.values())).device)
     for (name, way), colour, marker in zip(paths.items(), COLOURS, "osD^vP"):
         way = way.detach().cpu()
         ax.plot(*way.T, marker=marker, markersize=3.5, linewidth=1.4, color=colour, label=name, zorder=3)
@@ -160,8 +200,9 @@ def plot_path(loss:Callable[[Tensor], Tensor], # float[2] -> float[], made of to
     return figure
 
 # %% ../nbs/03_gradient_update.ipynb #ab243260
+@typed
 def adam_step(parameter:Tensor, # float[...]: the weights θ
-              gradient:Tensor, # float[...]: g = ∇L(θ), of the same shape
+              gradient:Tensor|None, # float[...]: g = ∇L(θ), of the same shape
               mean:Tensor, # float[...]: m, zeros before the first step
               square:Tensor, # float[...]: s, zeros before the first step
               step:int, # t, counted from 1
@@ -170,7 +211,8 @@ def adam_step(parameter:Tensor, # float[...]: the weights θ
               epsilon:float=1e-8, # keeps the division finite
              )->tuple[Tensor, Tensor, Tensor]: # three times float[...]: the new θ, m and s
     "One step of Adam: every weight has a learning rate of its own (Kingma & Ba 2015)."
-    _check_step(parameter, gradient, learning_rate)
+    _check_step(parameter, gradient, learning_rate, mean=mean, square=square)
+    if not all(0 <= beta < 1 for beta in betas): raise ValueError(f"betas are {betas}, expected 0 to below 1.")
     if step < 1: raise ValueError(f"step is {step}, expected 1 for the first step, then 2, 3 and so on.")
     mean = betas[0] * mean + (1 - betas[0]) * gradient
     square = betas[1] * square + (1 - betas[1]) * gradient**2
@@ -184,6 +226,15 @@ class BackwardCost(NamedTuple):
     backward_seconds:float # median over the repeats
     saved_bytes:int # what the forward pass keeps for the backward pass, without the model's own weights and buffers
 
+def _passed(model, batch):
+    "One forward pass."
+    try: output = model(batch)
+    except Exception as error: # whatever a model that somebody wrote does
+        raise ValueError(f"The model cannot read this batch, {batch.dtype} of shape {tuple(batch.shape)}: "
+                         f"{first_line(error)}.") from error
+    if torch.is_tensor(output) and output.requires_grad: return output
+    raise ValueError(f"The model gave {type(output).__name__}, expected one tensor that depends on what learns.")
+
 def _saved_bytes(model, batch):
     "Let autograd show every tensor that it keeps, and count each piece of memory once."
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -193,7 +244,7 @@ def _saved_bytes(model, batch):
         if storage.data_ptr() not in own: kept[storage.data_ptr()] = storage.nbytes()
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        output = model(batch) # held until we have counted, so that no memory is used twice
+        output = _passed(model, batch) # held until we have counted, so that no memory is used twice
     return sum(kept.values())
 
 # %% ../nbs/03_gradient_update.ipynb #131fa7f6
@@ -204,6 +255,7 @@ def _seconds(work, device):
     getattr(torch, device.type).synchronize() # torch.cuda, torch.mps, torch.cpu, …
     return perf_counter() - started, result
 
+@typed
 @torch.enable_grad()
 def backward_cost(model:nn.Module, # maps `batch` to one tensor, and has something that learns
                   batch:Tensor, # float[B, ...], on the model's device

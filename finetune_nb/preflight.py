@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .engine.arguments import typed
 from .engine.findings import Finding, Notes, Unreadable
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
@@ -25,6 +26,7 @@ from .engine.targets import TargetKind, least_groups, learnt, target_kind
 _all_ = ["Finding", "StoredImage", "open_image", "Unreadable"]
 
 # %% ../nbs/01c_preflight.ipynb #e1aeebd1
+@typed
 @dataclass(repr=False)
 class Report(ReportBase):
     "What a pre-flight read, what it found, and whether to go on; the examples that can be used are in it."
@@ -41,7 +43,7 @@ class Report(ReportBase):
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
     order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
 
-    def __post_init__(self): self.targets = self.targets or list(self.labels)
+    def __post_init__(self): self.targets = list(self.targets) or list(self.labels)
 
     @property
     def classes(self) -> list|dict: # those that can be learnt: the training part's, where there is one
@@ -70,6 +72,7 @@ def _kept(members:Sequence[Example], notes:Notes) -> list[Example]:
         notes.note("copy", example.place, f"the same as {members[0].place}: kept, and on one side of a split")
     return kept
 
+@typed
 def resolve_copies(examples:Sequence[Example], # with their keys
                    kind:TargetKind, # says whether the targets of copies agree
                    notes:Notes, # what is left out, and why, is added
@@ -89,12 +92,15 @@ def _fate(a:Example, b:Example, apart:bool) -> str:
     if a.part == b.part: return "kept, and on one side of a split"
     return f"which is in {a.part}, and this in {b.part}: both kept, but the result flatters"
 
+@typed
 def group_copies(examples:Sequence[Example], # with their keys
                  near:Sequence[tuple[int, int]], # positions of those that are nearly the same
                  strata:Sequence[str], # of the examples: a group holds one of them only
                  notes:Notes, # near copies are added
                 )->np.ndarray: # int[N], copies and near copies share a number
     "Which examples have to stay together?"
+    if not all(0 <= i < len(examples) == len(strata) for pair in near for i in pair):
+        raise ValueError(f"near must hold positions of {len(examples)} examples, each with its stratum, got {near!r}.")
     first, pairs = {}, []
     exact = [(first.setdefault(example.key, i), i) for i, example in enumerate(examples)]
     for i, j in near:
@@ -141,6 +147,7 @@ def _check_balance(trained:Counter, where:str, notes:Notes):
                    "so look at macro F1")
 
 # %% ../nbs/01c_preflight.ipynb #4a6f1e3b
+@typed
 def check_classes(labels:Sequence[str], # the class of each example
                   parts:Sequence[str], # "train", "validation" or "test", "" where there are none
                   groups:np.ndarray, # int[N], copies share a number
@@ -148,6 +155,9 @@ def check_classes(labels:Sequence[str], # the class of each example
                   column:str="", # of the labels, if there are several
                  ):
     "Note what keeps classes from being learnt, or judged."
+    if not len(labels) == len(parts) == len(groups):
+        raise ValueError("labels, parts and groups must be as many, "
+                         f"got {len(labels)}, {len(parts)} and {len(groups)}.")
     mine, where, least = learnt(parts), f"{column}: " * bool(column), least_groups(parts)
     trained = Counter(labels[i] for i in mine)
     _check_parts(trained, labels, parts, where, notes)
@@ -178,7 +188,8 @@ def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the 
     return groups
 
 # %% ../nbs/01c_preflight.ipynb #3c5f8e10
-def check(path, # images or .txt files in folders by class, a table of texts or images, or a dataset of Hugging Face
+@typed
+def check(path:str|Path, # images or .txt files in folders by class, a table of texts or images, a Hugging Face dataset
           kind:str|None=None, # "image" or "text"; None: as it looks
           text_column:str|None=None, # of a table; None: if it is clear
           label_column:str|Sequence[str]|None=None, # of a table, one or several; None: if it is clear
@@ -194,7 +205,7 @@ def check(path, # images or .txt files in folders by class, a table of texts or 
     if not 0 <= most_bad <= 1:
         raise ValueError(f"most_bad must be between 0 and 1, a share of the examples, got {most_bad}.")
     if kind is not None: kind_of(kind)
-    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    labels = [label_column] if isinstance(label_column, str) else list(() if label_column is None else label_column)
     written, notes = Written(encoding, delimiter, quoting), Notes()
     request = Request(str(path), text_column, labels, objective, written, thorough, progress)
     found = _read(request, kind, notes)
@@ -207,6 +218,7 @@ def check(path, # images or .txt files in folders by class, a table of texts or 
                   [example.target for example in examples], found.classes)
 
 # %% ../nbs/01c_preflight.ipynb #80863328
+@typed
 def inputs_in(path:Path, # a file or a folder
               kind:str, # "image" or "text"
               text_column:str|None=None, # of a table; None: if it is clear

@@ -23,14 +23,15 @@ from .engine.choosing import Choice, frozen, held_out, some_of
 from .engine.families import embedded
 from .engine.fractals import Recipe, Systems, draw_batch, render, sample_systems
 from .engine.places import writing
-from .engine.pretrainer import Pretrainer, Pretraining, begin
+from .engine.pretrainer import Pretrainer, Pretraining, begin, device_called
 from .freezing import blocks
-from .engine.arguments import place
+from .engine.arguments import as_numbers, place, typed
 from .engine.batches import Batches, Whole
 from .engine.models import as_model
 from .engine.twins import evaluating
 
 # %% ../nbs/02_pretrained_models.ipynb #a3494e75
+@typed
 def pretrain(recipe:Recipe, # what to draw and how to learn
              folder:str|Path, # for the checkpoint, the curve as JSON and PNG
              resume:bool=False, # go on from the folder's checkpoint, if there is one
@@ -44,7 +45,7 @@ def pretrain(recipe:Recipe, # what to draw and how to learn
     last = recipe.steps if steps is None else steps
     if not 1 <= last <= recipe.steps:
         raise ValueError(f"steps must be from 1 to {recipe.steps}, the recipe's, got {steps}.")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_called(device)
     run, systems = begin(recipe, folder, resume, device), sample_systems(recipe.classes, recipe.seed).to(device)
     learner = Pretrainer(run, device)
     bar = tqdm(range(run.step, last), "Pretraining", total=last, initial=min(run.step, last), unit="step",
@@ -73,6 +74,7 @@ def _half_backbone(checkpoint:Path) -> dict[str, torch.Tensor]:
 def _sha256(file:Path) -> str: return hashlib.sha256(file.read_bytes()).hexdigest()
 
 # %% ../nbs/02_pretrained_models.ipynb #12d5b059
+@typed
 def ship(checkpoint:str|Path, # of `pretrain`, or its folder
          file:str|Path, # to write: `….safetensors`; a JSON of the same name comes beside it
          licence:str="Apache-2.0", # SPDX identifier
@@ -103,6 +105,7 @@ def _pass(model:nn.Module, examples:Examples, batch_size:int) -> torch.Tensor: #
             order.append(batch.positions)
     return torch.cat(order)
 
+@typed
 def features(model:nn.Module, # any classifier
              examples:Examples, # N of them
              batch_size:int=64, # examples in a batch; changes the speed only
@@ -121,8 +124,8 @@ def features(model:nn.Module, # any classifier
 # %% ../nbs/02_pretrained_models.ipynb #37d507ec
 def _check_evidence(features, labels):
     "float64[N, D] and int[N], or an error that says what is wrong."
-    features, labels = np.asarray(features, np.float64), np.asarray(labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
+    features, labels = as_numbers("features", features, 2), np.asarray(labels)
+    if labels.shape != features.shape[:1]:
         raise ValueError("features must be float[N, D] and labels int[N], "
                          f"got shapes {features.shape} and {labels.shape}.")
     if not np.isfinite(features).all():
@@ -132,12 +135,14 @@ def _check_evidence(features, labels):
     return features, labels
 
 # %% ../nbs/02_pretrained_models.ipynb #f8054d4d
-def logme(features:np.ndarray, # float[N, D], what a frozen backbone makes of N training examples
+@typed
+def logme(features:Sequence, # float[N, D], what a frozen backbone makes of N training examples
           labels:Sequence[int], # int[N], class numbers
           rounds:int=100, # of the fixed-point iteration, at most
          )->float: # nats for each example; higher is better
     "How well a linear model can explain the labels: the logarithm of the maximum evidence (You et al. 2021)."
     features, labels = _check_evidence(features, labels)
+    if rounds < 1: raise ValueError(f"rounds must be at least 1, got {rounds}.")
     (n, D), Y = features.shape, (labels[:, None] == np.unique(labels)).astype(float)
     U, singular, _ = np.linalg.svd(features, full_matrices=False)
     s, z = singular[:, None]**2, (U.T @ Y)**2 # [K, 1] and [K, C]: the targets along the singular directions
@@ -157,6 +162,7 @@ def logme(features:np.ndarray, # float[N, D], what a frozen backbone makes of N 
     return float((priors - log_det - beta * residual - alpha * weights).mean() / (2 * n))
 
 # %% ../nbs/02_pretrained_models.ipynb #8f2ebc86
+@typed
 def choose(task:Task,
            names:Sequence[str]|None=None, # of backbones; None: those that need no network
            image_size:int|None=None, # pixels, of images; None: as each backbone wants it

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .engine.arguments import typed
 from .engine.families import Backbone, head_for, open_backbone
 from .engine.text_models import PooledTextModel
 from .freezing import Block, blocks_with_head
 
 # %% ../nbs/07_bert.ipynb #6e194f37
+@typed
 class TextClassifier(PooledTextModel):
     "A pretrained encoder, pooling over its tokens, and a new head."
     kind = "text"
@@ -30,6 +32,7 @@ class TextClassifier(PooledTextModel):
                 ):
         super().__init__(backbone, tokenizer, max_length)
         _check_pooling(pooling, self.backbone)
+        if not 0 <= dropout <= 1: raise ValueError(f"dropout must be between 0 and 1, a share, got {dropout}.")
         self.pooling, self.dropout = pooling, nn.Dropout(dropout)
         self.head, self.objective = head_for(self.features, num_classes)
 
@@ -45,10 +48,14 @@ class TextClassifier(PooledTextModel):
         return self.head(self.dropout(pooled))
 
 # %% ../nbs/07_bert.ipynb #b9fa3c29
+@typed
 def mean_of_tokens(vectors:torch.Tensor, # float[B, T, H]
                    attention_mask:torch.Tensor, # int[B, T]: 1 is a real token, 0 padding
                   )->torch.Tensor: # float[B, H]
     "One vector for each text."
+    if vectors.ndim != 3 or vectors.shape[:2] != attention_mask.shape:
+        raise ValueError("vectors must be float[B, T, H] and attention_mask int[B, T], "
+                         f"got shapes {tuple(vectors.shape)} and {tuple(attention_mask.shape)}.")
     mask = attention_mask.unsqueeze(-1).to(vectors.dtype)
     return (vectors * mask).sum(1) / mask.sum(1).clamp(min=1)
 
@@ -58,6 +65,7 @@ def _check_pooling(pooling, backbone):
         raise ValueError(f'{type(backbone).__name__} was loaded without a pooler: use pooling="mean".')
 
 # %% ../nbs/07_bert.ipynb #91035470
+@typed
 def classifier(name:str, # "minilm", a name on the Hub such as "bert-base-uncased", or a folder
                num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
                pooling:str="mean", # "mean" over real tokens, or "pooler": BERT's `pooler_output`

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .data import Examples, Task
-from .engine.arguments import expect, many, place
+from .engine.arguments import expect, many, place, typed
 from .engine.batches import Batches, Whole, batch_order
 from .engine.checkpoints import Checkpoints
 from .engine.history import History
@@ -57,6 +57,7 @@ def predict(model:nn.Module, # any
     return answers_of(Whole(model), batches, objective_for(model, nothing), precision)[0]
 
 # %% ../nbs/05_training.ipynb #c92f418e
+@typed
 def parameter_groups(model:nn.Module, # any supported model
                      depth:int, # blocks below this one get no group
                      learning_rate:float, # of the topmost backbone block

@@ -17,12 +17,29 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from .data import open_image
+from .engine.arguments import typed
 from .engine.families import Backbone, open_backbone
 from .engine.image_models import ImageModel
 from .freezing import Block, blocks
 from .engine.pictures import StoredImage, upright_rgb
 
 # %% ../nbs/06_resnet.ipynb #730ea1f1
+def _check_size(image_size):
+    if image_size < 32:
+        raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: "
+                         "a network makes an image 32 times smaller.")
+
+def _check(recipe):
+    "Refuse sizes, spreads and ways to resize that cannot be meant."
+    for name in ("image_size", "resize_size"):
+        if not 1 <= getattr(recipe, name) <= 10_000:
+            raise ValueError(f"{name} must be between 1 and 10,000 pixels, got {getattr(recipe, name)}.")
+    if not all(spread > 0 for spread in recipe.std): raise ValueError(f"std must be above 0, got {recipe.std}.")
+    if recipe.interpolation not in (ways := [way.value for way in InterpolationMode]):
+        raise ValueError(f"interpolation must be one of {', '.join(ways)}, got {recipe.interpolation!r}.")
+
+# %% ../nbs/06_resnet.ipynb #068ceab9
+@typed
 @dataclass(frozen=True)
 class Preprocessing:
     "How a backbone wants its images: resized, cut to a square, normalised."
@@ -32,12 +49,13 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225) # their standard deviations
     interpolation: str = "bilinear" # or "bicubic"
 
+    def __post_init__(self): _check(self)
+
+    @typed
     def sized(self, image_size:int # pixels, at least 32
              )->"Preprocessing": # the same for another size
         "The same way to another size; the margin that is cut away keeps its share."
-        if image_size < 32:
-            raise ValueError(f"image_size must be at least 32 pixels, got {image_size}: "
-                             "a network makes an image 32 times smaller.")
+        _check_size(image_size)
         return replace(self, image_size=image_size, resize_size=round(self.resize_size * image_size / self.image_size))
 
     def __call__(self, image # a file, a PIL image, or `uint8[C, H, W]` with C = 1 or 3
@@ -77,6 +95,7 @@ class _Normalise(nn.Module):
     def extra_repr(self): return f"{self.preprocessing.mean}, {self.preprocessing.std}"
 
 # %% ../nbs/06_resnet.ipynb #5bb9595d
+@typed
 class ImageClassifier(ImageModel):
     "A backbone with a new head, and the preprocessing that belongs to its weights."
     kind = "image"
@@ -107,17 +126,21 @@ class ImageClassifier(ImageModel):
         return self.backbone(self.normalise(images))
 
 # %% ../nbs/06_resnet.ipynb #988ee3ca
+@typed
 def augmentation(turn:float=10, # degrees, the most to either side
                  shift:float=0.08, # share of the side, the most in any direction
                  zoom:float=0.1, # the most larger or smaller, as a share
                  flip:bool=False, # mirror half of the time: right for most photographs, wrong for writing
                 )->Callable: # takes and gives `uint8[3, S, S]`
     "Small random changes that leave the class as it is."
+    for name, share, most in (("turn", turn, 360), ("shift", shift, 1), ("zoom", zoom, 0.9)):
+        if not 0 <= share <= most: raise ValueError(f"{name} must be between 0 and {most}, got {share}.")
     scale, smooth = (1 - zoom, 1 + zoom), InterpolationMode.BILINEAR
     moved = v2.RandomAffine(turn, (shift, shift), scale, interpolation=smooth)
     return v2.Compose([v2.RandomHorizontalFlip(), moved]) if flip else moved
 
 # %% ../nbs/06_resnet.ipynb #76bbc472
+@typed
 def classifier(name:str, # "resnet18-fractal", "efficientnet-lite0", "resnet18", "vit_b_16" …, or a file of weights
                num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
                image_size:int|None=None, # pixels, the side of what it sees, at least 32; None: as its weights

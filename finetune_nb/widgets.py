@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from . import data, text, vision
 from .data import Task
 from .depth import Sweep
+from .engine.arguments import typed
 from .engine.drawing import outcome, picture, twin
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
 from .gradient import map_bounds, descend, plot_path
@@ -56,6 +57,7 @@ class _Tasks:
             raise ValueError(f"There is no task {task!r}: give {', '.join(map(repr, self.makers))}, or a Task.")
         self.first = task.name if isinstance(task, Task) else task
         self.labels = usual if labels is None else labels
+        if self.labels < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels}.")
         self.choices = sorted({*choices, self.labels})
 
 # %% ../nbs/08b_explorer.ipynb #861f7424
@@ -249,6 +251,7 @@ class _Worker(_Trainer):
             return error
 
 # %% ../nbs/08b_explorer.ipynb #bff688c1
+@typed
 class FreezeExplorer(_Worker):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
@@ -258,6 +261,7 @@ class FreezeExplorer(_Worker):
                  steps:int=60, # batches of 32 that a training learns from, at first
                  sweep:Sweep|None=None, # drawn behind what is tried, and shown where there is no kernel
                 ):
+        if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}.")
         super().__init__(_Bench(model, _Tasks(task, labels_per_class)), steps, sweep)
         self._end("Drag the slider: on release the network trains.")
 
@@ -317,12 +321,13 @@ def _box(name:str) -> ipywidgets.Checkbox:
     return ipywidgets.Checkbox(False, description=f"freeze {name}", indent=False, layout=narrow)
 
 # %% ../nbs/08b_explorer.ipynb #6431cbab
+@typed
 class UpdateExplorer(ipywidgets.VBox):
     "Choose learning rate, momentum and what is frozen, and see the path of two weights."
     def __init__(self,
                  loss:Callable[[Tensor], Tensor], # float[2] -> float[], made of torch operations
                  start:Tensor|Sequence[float], # float[2]: where every path begins
-                 names:Sequence[str]=("first weight", "second weight"), # of the two axes
+                 names:tuple[str, str]=("first weight", "second weight"), # of the two axes
                  learning_rate:float=0.1, # at first
                  steps:int=30, # updates
                 ):

@@ -18,7 +18,7 @@ from filelock import FileLock
 root = Path(__file__).resolve().parent.parent
 not_ours = {
     ".git", ".gitconfig", ".venv", ".venv-bench", "_proc", "_docs", "build", "dist", "__pycache__", ".pytest_cache",
-    ".hypothesis", ".ipynb_checkpoints", "install.log", "finetune_nb_run"}
+    ".ipynb_checkpoints", "install.log", "finetune_nb_run"}
 
 
 def tree_files(top=root):

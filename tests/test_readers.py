@@ -427,7 +427,7 @@ def test_a_test_part_without_labels_is_left_out(tmp_path, header):
     written(tmp_path/"test.csv", [header, *(f"{i},who knows {i}{last}" for i in range(38))])
     report = checked(tmp_path)
     assert report.ok and report.classes == ["bad", "good"] and set(report.parts) == {"train"} and not report.skipped
-    assert found(report)["part without labels"][1]["test"].startswith("left out: ")
+    assert found(report)["part without labels"][1]["test"].startswith("38 rows left out: ")
     assert len(data.text_table(tmp_path).test) == 8
 
 
@@ -441,7 +441,7 @@ def test_labels_that_a_dataset_keeps_secret_leave_the_part_out(tmp_path):
     parts.save_to_disk(tmp_path/"sst2")
     report = checked(tmp_path/"sst2")
     assert report.ok and set(report.parts) == {"train"} and len(report.inputs) == 40
-    assert found(report)["part without labels"][1] == {"test": "left out: none of its rows has a label"}
+    assert found(report)["part without labels"][1] == {"test": "20 rows left out: none of them has a label"}
 
 
 def test_the_columns_of_the_training_part_are_those_of_all(tmp_path):

@@ -14,6 +14,7 @@ from functools import singledispatch
 import numpy as np
 import torch
 
+from .arguments import told
 from .labels import Classification, MultiLabel
 from .numbers import Regression
 from .objective import Evaluation, Objective, size
@@ -220,6 +221,7 @@ class Baseline:
 def baseline(task # a `Task` of texts or images
             )->Baseline: # its result on the test examples
     "A tuned classical baseline: n-grams and linear models for texts, support vector machines on raw pixels for images."
+    if not hasattr(task, "objective"): raise ValueError(f"task must be a Task, got {told(task)}.")
     parts = {name: getattr(task, name) for name in ("train", "validation", "test")}
     given = {name: (part.inputs, part.targets) for name, part in parts.items()}
     best, always = answer(task.objective, inputs_of(task.kind), given)

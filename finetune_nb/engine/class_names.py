@@ -84,7 +84,8 @@ def in_order(names:Collection[str], # of classes, any number of times
 def class_list(given:Sequence # what somebody calls the classes, in the order of their numbers
               )->list[str]: # each once
     "Names of classes, which are text: numbers, and yes and no, are written out."
-    if isinstance(given, str | Mapping | Set) or not hasattr(given, "__iter__"): # these have no order of their own
+    listed = hasattr(given, "__iter__") and getattr(given, "ndim", 1) > 0
+    if isinstance(given, str | Mapping | Set) or not listed: # these have no order of their own
         raise ValueError(f"classes must be a list of names, got {told(given)}.")
     given = list(given)
     if nameless := [name for name in given if not isinstance(name, str | Real | np.bool_) or name != name]:

@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 import finetune_nb
 from .arguments import expect, whole
+from .objective import Objective
 
 # %% ../../nbs/engine/15_families.ipynb #d3aec433
 class Rates(NamedTuple):
@@ -100,7 +101,8 @@ class Family(Opens):
 
     def features(self, network:nn.Module) -> int:
         "Numbers that a head is given for each input."
-        return network.get_submodule(self.head_path(network)).in_features
+        if path := self.head_path(network): return network.get_submodule(path).in_features
+        raise ValueError(f"This {type(network).__name__} has no linear layer for a new head to replace.")
 
     def longest(self, network:nn.Module) -> int|None: # None: there is no limit
         "Tokens that the network can read at once."
@@ -249,9 +251,9 @@ def head_for(features:int, # numbers that the head is given for each input
              spread:float=0.02, # standard deviation of the first weights of every linear layer; biases begin at 0
             )->tuple[nn.Module, object]: # the head, and the objective; None: whatever the task asks
     "A new head, and what it is asked."
-    objective = wanted if hasattr(wanted, "head") else getattr(wanted, "objective", None)
-    classes = getattr(wanted, "num_classes", wanted)
-    if objective is None: whole("num_classes", classes, 2)
+    able = [own for own in (wanted, getattr(wanted, "objective", None)) if isinstance(own, Objective)]
+    objective, classes = able[0] if able else None, getattr(wanted, "num_classes", wanted)
+    if objective is None: whole("num_classes", classes, 2, 1_000_000)
     head = nn.Linear(features, classes) if objective is None else objective.head(features)
     for layer in head.modules():
         if not isinstance(layer, nn.Linear): continue

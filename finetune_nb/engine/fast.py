@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .arguments import expect
 from .models import Model, tensors_in, to_device
 from .twins import alike, evaluating, twin
 from ..freezing import stay_in_eval
@@ -36,6 +37,7 @@ def may_round(model:nn.Module,
               precision:str, # "auto" or "fp32"
              )->bool:
     "May numbers be rounded, to be fast? Never those of a model in float64."
+    expect("precision", precision, str, '"auto" or "fp32"')
     if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
     return precision == "auto" and next(model.parameters()).dtype == torch.float32
 

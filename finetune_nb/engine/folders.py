@@ -82,13 +82,16 @@ def part_folders(folder:Path # any
     found = {PART_OF[sub.name.lower()]: sub for sub in named}
     return found if "train" in found else {}
 
-def _note_beside(top:Path, given:dict[str, Path], notes:Notes):
-    "Folders that lie beside those of the parts."
-    folders = [sub for sub in top.iterdir() if sub.is_dir() and not hidden(sub)]
-    beside = sorted(sub.name for sub in folders if sub not in given.values())
-    if given and beside:
+def _note_beside(top:Path, given:dict[str, Path], endings:Collection[str], what:str, notes:Notes):
+    "Folders and files that lie beside the folders of the parts."
+    there = [sub for sub in sorted(top.iterdir()) if given and not hidden(sub)]
+    beside = [sub.name for sub in there if sub.is_dir() and sub not in given.values()]
+    loose = [sub.name for sub in there if sub.is_file() and sub.suffix.lower() in endings]
+    if beside:
         notes.note("folder beside the parts", ", ".join(beside),
                    "left out: with a `train` folder, classes are looked for in the parts alone")
+    if loose:
+        notes.note(f"{what} in no class", loose[0], f"{len(loose)} left out: they lie beside the folders of the parts")
 
 def _note_depth(top:Path, folder:Path, below:dict[str, set], what:str, notes:Notes):
     "Are the classes one level further down?"
@@ -128,7 +131,7 @@ def labelled_files(top:Path, # a folder of class folders, or of parts
                   )->list[tuple[Path, str, str]]: # files, their classes and their parts, "" where there are none
     "Files, their classes and their parts, from the folders that they are in."
     given = part_folders(top)
-    _note_beside(top, given, notes)
+    _note_beside(top, given, endings, what, notes)
     found = [(file, label, part) for part, folder in (given or {"": top}).items()
              for file, label in _of_part(top, folder, endings, notes, what)]
     if not found:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .arguments import network as itself, told
+from .arguments import expect, first_line, network as itself, told
 from .objective import Objective
 from ..freezing import Block, blocks
 
@@ -70,6 +70,7 @@ class Prepares:
                ): # as `forward` takes it: one tensor, a tuple of arguments, or a mapping of their names
         "A batch of network inputs."
         parts = network_inputs(encoded)
+        for part in parts: expect("each input", part, torch.Tensor, "a tensor")
         if shapes := {tuple(part.shape) for part in parts} - {tuple(parts[0].shape)}:
             raise ValueError(f"inputs must be of one shape, got {tuple(parts[0].shape)} and {shapes.pop()}: "
                              "a network that reads several needs a method collate.")
@@ -157,8 +158,13 @@ class Model(Prepares, Saves, nn.Module):
             ): # outputs
         "One forward pass."
         more = dict(targets=targets) if self.takes_targets else {}
-        if isinstance(inputs, Mapping): return self(**inputs, **more)
-        return self(*inputs, **more) if isinstance(inputs, tuple) else self(inputs, **more)
+        try:
+            if isinstance(inputs, Mapping): return self(**inputs, **more)
+            return self(*inputs, **more) if isinstance(inputs, tuple) else self(inputs, **more)
+        except torch.cuda.OutOfMemoryError: raise
+        except (RuntimeError, TypeError, IndexError) as error:
+            given = ", ".join(f"{x.dtype} of shape {tuple(x.shape)}" for x in tensors_in(inputs)) or told(inputs)
+            raise ValueError(f"The model cannot read such inputs, {given}: {first_line(error)}.") from error
 
     @property
     def takes_targets(self) -> bool: # a two-stage detector does

@@ -30,7 +30,7 @@ def take(values, # a tensor or an array `[N, ...]`, a sequence of N, or a mappin
 def size(values # as `take` has them
         )->int: # N
     "How many there are."
-    return size(next(iter(values.values()))) if isinstance(values, Mapping) else len(values)
+    return size(next(iter(values.values()), ())) if isinstance(values, Mapping) else len(values)
 
 def joined(parts:Sequence # each as `take` has them, all of one form
           ): # of the same form

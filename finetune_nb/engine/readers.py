@@ -133,8 +133,8 @@ def _is_labelled(table:Table, labels:Sequence[str], notes:Notes) -> bool:
     "Has it all columns of labels? Then it is not left out."
     lacking = [label for label in labels if label not in table.columns]
     if lacking:
-        notes.note("part without labels", table.part, f"left out: it has no column {listed(lacking)}; what it holds "
-                   "can be predicted when a model has learnt")
+        notes.note("part without labels", table.part, f"{len(table.rows):,} rows left out: it has no column "
+                   f"{listed(lacking)}; what it holds can be predicted when a model has learnt")
     return not lacking
 
 def _rows(table:Table, given:str, labels:Sequence[str], name:str, notes:Notes) -> list[Example]:
@@ -156,7 +156,9 @@ def _without_secrets(rows:list[Example], notes:Notes) -> list[Example]:
     "Parts to choose by or to be judged on whose labels are all missing are left out: somebody keeps them secret."
     def says(label): return not all(map(missing, label.values() if isinstance(label, Columns) else [label]))
     secret = {row.part for row in rows} - {"", "train"} - {row.part for row in rows if says(row.label)}
-    for part in sorted(secret): notes.note("part without labels", part, "left out: none of its rows has a label")
+    for part in sorted(secret):
+        count = sum(row.part == part for row in rows)
+        notes.note("part without labels", part, f"{count:,} rows left out: none of them has a label")
     return [row for row in rows if row.part not in secret]
 
 # %% ../../nbs/engine/13_readers.ipynb #f29c60e7

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .arguments import place
+from .arguments import explaining, place
 from .objective import is_share
 from .places import writing
 from .runs import unpacked
@@ -71,7 +71,9 @@ class Saved:
     @classmethod
     def load(cls, file:str|Path):
         "What `save` wrote."
-        return cls.from_json(place("file", file).read_text(encoding="utf-8"))
+        file = place("file", file)
+        with explaining(f"{str(file)!r} cannot be read"): text = file.read_text(encoding="utf-8")
+        return cls.from_json(text)
 
 # %% ../../nbs/engine/41_sweeps.ipynb #636b1c2f
 @dataclass(repr=False)
