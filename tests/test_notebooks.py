@@ -1,17 +1,36 @@
-"""Every notebook's own tests, by nbdev's runner: a process for each."""
-import subprocess
-import sys
+"""Every notebook's own tests, by nbdev's runner: a process for each, forked from one that has loaded the libraries."""
+import multiprocessing
+import os
 import tempfile
+from pathlib import Path
 import pytest
 from conftest import lessons, root
 
+heavy = ["nbdev.test", "pandas", "scipy.stats", "matplotlib.pyplot", "torchvision", "transformers", "sklearn.svm",
+         "finetune_nb.widgets"]
+ways = multiprocessing.get_all_start_methods()
+processes = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+processes.set_forkserver_preload(heavy)
+
+
+def run(notebook, log, scratch):
+    "In a process of its own: what lessons write to temporary folders is hundreds of megabytes, and goes with it"
+    with open(log, "w", encoding="utf-8") as file:
+        for stream in (1, 2): os.dup2(file.fileno(), stream)
+    os.chdir(root)
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch
+    from nbdev.test import nbdev_test
+    nbdev_test.__wrapped__(notebook, n_workers=0)
+
 
 @pytest.mark.parametrize("notebook", [p.relative_to(root).as_posix() for p in lessons.notebooks()])
-def test_notebook(notebook, quiet):
-    call = "import sys; from nbdev.test import nbdev_test; nbdev_test.__wrapped__(sys.argv[1], n_workers=0)"
-    # What lessons write to temporary folders is hundreds of megabytes.
+def test_notebook(notebook, quiet, monkeypatch):
+    for name, value in quiet.items(): monkeypatch.setenv(name, value) # the first of these processes passes them on
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        ran = subprocess.run([sys.executable, "-c", call, notebook], cwd=root, env={**quiet, "TMPDIR": scratch},
-                             capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if ran.returncode: pytest.fail(f"{notebook}\n{ran.stdout[-2000:]}\n{ran.stderr[-6000:]}", pytrace=False)
-    assert ran.stdout.strip().endswith("Success."), ran.stdout + ran.stderr
+        log = Path(scratch)/"log"
+        process = processes.Process(target=run, args=(notebook, log, scratch))
+        process.start()
+        process.join()
+        said = log.read_text(encoding="utf-8")
+    if process.exitcode: pytest.fail(f"{notebook}\n{said[-8000:]}", pytrace=False)
+    assert said.strip().endswith("Success."), said
