@@ -15,7 +15,7 @@ help:     ## list what `make` can do
 
 install: $(STAMP) ## make .venv and install everything in it
 
-run: $(STAMP) ## fine-tune a BERT on real text and a ResNet on real images, and say how well they do
+run: $(STAMP) ## fine-tune networks on real text, handwriting and photographs, and say how well they do
 	@$(BIN)/finetune-nb run
 
 test: $(STAMP) ## test the notebooks, the package and the tree

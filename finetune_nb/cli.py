@@ -83,14 +83,16 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
               augment=augment or flip, flip=flip)
 
 # %% ../nbs/20_command_line.ipynb #63d98ed8
-_EXAMPLES = [("BERT on real sentences: what is this function about?", "text", "topics", "minilm", 12),
-             ("A ResNet on real handwriting: which digit is it?", "vision", "digits", "resnet18-fractal", 10)]
+_EXAMPLES = [("BERT on real sentences: what is this function about?", "text", "topics", "minilm", 12, {}),
+             ("A ResNet on real handwriting: which digit is it?", "vision", "digits", "resnet18-fractal", 10, {}),
+             ("An EfficientNet on real photographs: from which of them is this tile?", "vision", "photographs",
+              "efficientnet-lite0", 6, dict(image_size=96))]
 
 @app.command()
 def run(seed:option(int, "Which examples are labelled, the head's first weights, the order of training.", min=0)=0,
-        out:option(Path, "Where the two figures go; those of an earlier run are replaced.",
+        out:option(Path, "Where the figures go; those of an earlier run are replaced.",
                    parser=home, metavar="<path>")=Path("finetune_nb_run")):
-    """Fine-tune the book's two examples, text and images, and save a figure of each.
+    """Fine-tune the book's three examples, of text and of images, and save a figure of each.
 
     Untrained, frozen and fine-tuned, beside a classical baseline.
     """
@@ -99,10 +101,10 @@ def run(seed:option(int, "Which examples are labelled, the head's first weights,
     from finetune_nb.engine.sweeps import as_score
     out.mkdir(parents=True, exist_ok=True)
     told, figures = [], {}
-    for title, room, example, backbone, epochs in _EXAMPLES:
+    for title, room, example, backbone, epochs, how in _EXAMPLES:
         say(f"\n{title}\n")
         task = getattr(data, example)(labels_per_class=20, seed=seed)
-        model = getattr(finetune_nb, room).classifier(backbone, task, seed=seed)
+        model = getattr(finetune_nb, room).classifier(backbone, task, seed=seed, **how)
         scores, histories = compare(task, model, seed=seed, epochs=epochs)
         figures[out/f"{task.name}.png"] = draw_comparison(task, backbone, scores, histories)
         name, seconds = histories["fine-tuned"].score, {way: history.seconds for way, history in histories.items()}

@@ -358,23 +358,25 @@ def small_run(monkeypatch):
     "`run` on a handful of examples, two epochs"
     few = dict(labels_per_class=2, validation_per_class=1, test_per_class=2)
     def make_few(make, labels_per_class, seed): return make(**few, seed=seed)
-    for name in ("topics", "digits"): monkeypatch.setattr(data, name, partial(make_few, getattr(data, name)))
+    for name in ("topics", "digits", "photographs"):
+        monkeypatch.setattr(data, name, partial(make_few, getattr(data, name)))
     fit = training.fit
     monkeypatch.setattr(training, "fit", lambda model, task, epochs, **settings: fit(model, task, epochs=2, **settings))
 
 
-def test_run_compares_both_examples(monkeypatch, capsys, tmp_path, small_run):
-    "One table, and two figures, which replace those of an earlier run"
+def test_run_compares_three_examples(monkeypatch, capsys, tmp_path, small_run):
+    "One table, and three figures, which replace those of an earlier run"
     (tmp_path/"digits.png").write_bytes(b"of an earlier run")
     assert main(monkeypatch, "run", "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     head, *rows = [line for line in printed.splitlines() if line.startswith("  ")]
-    assert re.fullmatch(r"\s+topics, minilm +seconds +digits, resnet18-fractal +seconds", head)
+    examples = "topics, minilm", "digits, resnet18-fractal", "photographs, efficientnet-lite0"
+    assert re.fullmatch(r"\s+" + " +".join(f"{example} +seconds" for example in examples), head)
     ways = ["untrained", "classical baseline, tuned", "head only", "fine-tuned"]
     assert [re.match(r"  (\D+?)  ", row)[1] for row in rows] == ways
-    assert all(len(re.findall(r"[\d.]+%", row)) == 2 for row in rows)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["digits.png", "topics.png"]
-    for name in ("digits", "topics"):
+    assert all(len(re.findall(r"[\d.]+%", row)) == 3 for row in rows)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["digits.png", "photographs.png", "topics.png"]
+    for name in ("digits", "photographs", "topics"):
         figure = np.asarray(Image.open(tmp_path/f"{name}.png").convert("L"))
         assert figure.shape[1] > 1000 and len(np.unique(figure)) > 50 and str(tmp_path/f"{name}.png") in printed
 
