@@ -100,9 +100,9 @@ def against(r, work, mode, peer):
 
 
 def summary(r):
-    head = ["work", "peers", "the fastest of them", f"its time ÷ finetune_nb's, {count(r.epochs)}",
-            "accuracy: finetune_nb's minus its ± standard error", "its time ÷ finetune_nb's, 1 epoch",
-            "finetune_nb's time ÷ limit", "peak memory: finetune_nb's minus its"]
+    head = ["work", "peers", "the fastest of them", f"peer's time ÷ finetune_nb's, {count(r.epochs)}",
+            "accuracy: finetune_nb's − peer's, ± standard error", "peer's time ÷ finetune_nb's, 1 epoch",
+            "finetune_nb's time ÷ limit", "peak memory: finetune_nb's − peer's"]
     fastest = [(work, mode, r.fastest(work, mode)) for work in r.works for mode in (USER, BEST)]
     return table(head, [against(r, *which) for which in fastest if which[-1]])
 

@@ -122,7 +122,7 @@ def _cut(model):
     "As the first family does that knows the model."
     family = family_of(model)
     if family: return family.blocks(model)
-    supported = ", ".join(family.title for family in families() if family.title)
+    supported = ", ".join(dict.fromkeys(family.title for family in families() if family.title))
     children = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
     by_hand = ", ".join(f"[model.{name}]" for name in children)
     raise ValueError(f"got a {type(model).__name__}, whose blocks are not known. Supported: {supported}; "
@@ -214,7 +214,7 @@ _frozen = "frozen: no gradient, no BatchNorm update, no dropout; requires_grad=F
 @dataclass(repr=False)
 class FreezeSummary:
     "What learns and what does not, with parameter counts: a table in a terminal and in a notebook."
-    depth: int # blocks that are frozen, counted from the input
+    depth: int|None # blocks that are frozen, counted from the input; None: they are not the first ones
     rows: list[SummaryRow] # one for each block, from input to output
 
     @property
@@ -224,14 +224,14 @@ class FreezeSummary:
 
     def _title(self):
         percent = 100 * self.trainable_parameters / self.total_parameters
-        return (f"freeze depth {self.depth} (0 to {len(self.rows) - 1}): "
-                f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters learn ({percent:.1f} %)")
+        cut = "" if self.depth is None else f"freeze depth {self.depth} (0 to {len(self.rows) - 1}): "
+        return (f"{cut}{self.trainable_parameters:,} of {self.total_parameters:,} parameters learn ({percent:.1f} %)")
 
     def __repr__(self):
         table = [("block", "parameters", "share", "state"), *[row.cells() for row in self.rows]]
         name, count, share, _ = [max(map(len, column)) for column in zip(*table)]
         lines = [f"{a:<{name}}  {b:>{count}}  {c:>{share}}  {state}" for a, b, c, state in table]
-        return "\n".join([self._title(), *lines, *[_frozen] * (self.depth > 0)])
+        return "\n".join([self._title(), *lines, *[_frozen] * any(row.frozen for row in self.rows)])
 
     def _repr_html_(self): return _as_html(self)
 
@@ -252,7 +252,8 @@ def _as_html(summary):
                      f"<td style='text-align:left'>{state}</td></tr>")
     titles = "block", "parameters", "share of the model", "state"
     head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
-    foot = f"<tfoot><tr><td colspan='4' style='text-align:left'>{_frozen}</td></tr></tfoot>" * (summary.depth > 0)
+    is_frozen = any(row.frozen for row in summary.rows)
+    foot = f"<tfoot><tr><td colspan='4' style='text-align:left'>{_frozen}</td></tr></tfoot>" * is_frozen
     return (f"<table><caption style='text-align:left'>{summary._title()}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(lines)}</tbody>{foot}</table>")
 

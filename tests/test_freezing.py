@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finetune_nb.freezing import (Block, blocks, blocks_with_head, draw_blocks, fingerprint, freeze, freeze_depth,
-                                  trainable_parameters, unfreeze)
+from finetune_nb.engine import families
+from finetune_nb.freezing import (Block, FreezeSummary, Sequentials, blocks, blocks_with_head, draw_blocks,
+                                  fingerprint, freeze, freeze_depth, trainable_parameters, unfreeze)
 
 package = Path(__file__).resolve().parent.parent/"finetune_nb"
 
@@ -283,6 +284,12 @@ def test_unknown_model():
         freeze(model, 1, [model.lower, model.upper])
 
 
+def test_a_family_that_is_there_twice_is_named_once(monkeypatch):
+    monkeypatch.setattr(families, "_families", [Sequentials(), *families.families()])
+    with pytest.raises(ValueError, match="Supported:") as refused: blocks(Strange())
+    assert str(refused.value).count("nn.Sequential,") == 1
+
+
 def test_bare_parameters_freeze_too():
     model = Strange()
     freeze(model, 1, [[model.lower, model.scale, model.shift], model.upper])
@@ -489,6 +496,13 @@ def test_summary():
     wicked.add_module("<b>", nn.Linear(1, 1))
     wicked.add_module("last", nn.Linear(1, 1))
     assert "<b></th>" not in freeze(wicked, 1)._repr_html_()
+
+
+def test_summary_of_other_blocks_than_the_first():
+    first, second, *others = freeze(small(), 0).rows
+    summary = FreezeSummary(None, [first, second._replace(frozen=True), *others])
+    for seen in (repr(summary), summary._repr_html_()):
+        assert "155 of 171 parameters learn" in seen and "depth" not in seen and "no BatchNorm update" in seen
 
 
 def test_picture():
