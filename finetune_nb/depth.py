@@ -288,6 +288,5 @@ def train_only(model:nn.Module, # any supported model
     known = [own.name for own in found]
     if block not in known: raise ValueError(f"There is no block {block!r}: the model has {', '.join(known)}.")
     for part in found[:-1]: set_frozen(part, part.name != block, model.training)
-    summary = summarise(found, known.index(block))
-    summary.rows = [row._replace(frozen=row.block not in (block, known[-1])) for row in summary.rows]
-    return summary
+    rows = summarise(found, 0).rows
+    return FreezeSummary(None, [row._replace(frozen=row.block not in (block, known[-1])) for row in rows])
