@@ -82,12 +82,13 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=augment or flip, flip=flip)
 
-# %% ../nbs/20_command_line.ipynb #63d98ed8
+# %% ../nbs/20_command_line.ipynb #8b0f43d6
 _EXAMPLES = [("BERT on real sentences: what is this function about?", "text", "topics", "minilm", 12, {}),
              ("A ResNet on real handwriting: which digit is it?", "vision", "digits", "resnet18-fractal", 10, {}),
              ("An EfficientNet on real photographs: from which of them is this tile?", "vision", "photographs",
               "efficientnet-lite0", 6, dict(image_size=96))]
 
+# %% ../nbs/20_command_line.ipynb #63d98ed8
 @app.command()
 def run(seed:option(int, "Which examples are labelled, the head's first weights, the order of training.", min=0)=0,
         out:option(Path, "Where the figures go; those of an earlier run are replaced.",

@@ -239,6 +239,7 @@ slow = dict(topics=0.1, digits=0.1, classifier=0.1, FreezeExplorer=0.2, baseline
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared"} # the insides of a hook, and of `fit`
+no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give
 no_calls |= {f"cli.{name}" for name in cli.__all__} # see the command line
 offered = {f"{module}.{name}" for module in finetune_nb._names for name in
            {*importlib.import_module(f"finetune_nb.{module}").__all__, *finetune_nb._names[module]}}

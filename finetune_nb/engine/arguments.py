@@ -198,7 +198,7 @@ def typed(function:Callable # or a class, whose arguments are those of its `__in
         for name, one in asked.items():
             if name not in arguments: continue
             value = arguments[name]
-            for own in value if one.kind is one.VAR_POSITIONAL else [value]:
+            for own in value if str(one).startswith("*") else [value]:
                 if own is not one.default and not fits[name](own): _refuse(name, own, one.annotation)
         return function(*given, **named)
     return checked

@@ -102,6 +102,7 @@ def _note_depth(top:Path, folder:Path, below:dict[str, set], what:str, notes:Not
                    f"it is the only folder with {what}s, and holds them in {len(inner)} folders: "
                    f"if these are the classes, give {str(folder/label)!r}")
 
+# %% ../../nbs/engine/15_folders.ipynb #1c8e70fa
 def _of_part(top:Path, folder:Path, endings:Collection[str], notes:Notes, what:str) -> list[tuple[Path, str]]:
     "The files of a part, and their classes."
     found, loose, unlabelled, below = [], [], Counter(), defaultdict(set)
