@@ -21,7 +21,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from .engine.arguments import expect, many, positions, typed
+from .engine.arguments import expect, many, positions, told, typed
 from .engine.baselines import Baseline, baseline
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
@@ -276,7 +276,7 @@ def _few(objective:Objective, targets, labels_per_class:int, seed:int, what:str)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
-def task_of(report:Report, # of a pre-flight that goes on
+def task_of(report, # the `Report` of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
             validation:float=0.2, # share of the examples to choose by, where there is no such part, above 0, below 1
             test:float=0.2, # share of the examples to be judged on, where there is no such part, above 0, below 1
@@ -286,6 +286,7 @@ def task_of(report:Report, # of a pre-flight that goes on
     for name, share in (("validation", validation), ("test", test)):
         if not 0 < share < 1:
             raise ValueError(f"{name} must be above 0 and below 1, a share of the examples, got {share}.")
+    if not hasattr(report, "require"): raise ValueError(f"report must be what check gave, got {told(report)}.")
     report.require()
     objective, targets = _asked(report)
     parts, given = np.array(report.parts), sorted(set(report.parts) - {""})

@@ -253,7 +253,7 @@ def test_by_hand():
                           ([list(model[:2]), [model[2]], list(model[3:])], "no parameters"),
                           ([[nn.Linear(2, 2)], list(model)], "no module of this Sequential"),
                           ([[nn.Parameter(torch.ones(1))], list(model)], "no module of this Sequential"),
-                          ([["0"], list(model)], "no module of this Sequential")):
+                          ([["0"], list(model)], "must be a list of networks, got")):
         with pytest.raises(ValueError, match=sentence): freeze(model, 0, cut)
     assert names(model) == ["below", "above"], "a refused list is not remembered"
 
@@ -456,7 +456,7 @@ def test_asking_the_families_loads_neither_torchvision_nor_transformers(quiet):
                                   trainable_parameters, blocks_with_head])
 @pytest.mark.parametrize("given", [None, "resnet18", 3, nn.Linear, {}], ids=str)
 def test_what_is_no_network_is_refused(call, given):
-    with pytest.raises(ValueError, match="model must be a network, a torch.nn.Module, got"): call(given)
+    with pytest.raises(ValueError, match="(model|backbone) must be a network, a torch.nn.Module, got"): call(given)
 
 
 @pytest.mark.parametrize("by_hand", [3, "ab", [None, None], [3], {}], ids=str)

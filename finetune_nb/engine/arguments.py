@@ -101,7 +101,7 @@ def positions(name:str, # of the argument
     "Which of many things are meant."
     given = many(name, given)
     try: chosen = np.asarray(given)
-    except ValueError: chosen = np.array([None]) # lists of different lengths
+    except (ValueError, RuntimeError): chosen = np.array([None]) # lists of different lengths; what has a gradient
     if chosen.dtype == bool and chosen.shape == (count,): return np.flatnonzero(chosen).tolist()
     whole = chosen.ndim == 1 and np.issubdtype(chosen.dtype, np.integer)
     if not len(chosen): return []
@@ -162,7 +162,8 @@ def fitting(annotation # of an argument
     return partial(_is_one, kind=kind) if isinstance(kind, type) else lambda value: True
 
 # %% ../../nbs/engine/04_arguments.ipynb #7713cfd5
-_WORDS = {int: "whole number", float: "number", str: "text", Callable: "function"}
+_WORDS = {int: "whole number", float: "number", str: "text", Path: "path", Callable: "function",
+          nn.Module: "network, a torch.nn.Module"}
 _WORDS |= dict.fromkeys(_LISTS, "list") | dict.fromkeys(_DICTIONARIES, "dictionary")
 
 def in_words(annotation # of an argument
@@ -173,7 +174,7 @@ def in_words(annotation # of an argument
     if kind in (None, NoneType): return "None"
     if kind is bool: return "True or False"
     word, of = _WORDS.get(kind) or kind.__name__, ""
-    if kind in _LISTS and parts and " " in (part := in_words(parts[0])): of = f" of {part.split(' ', 1)[1]}s"
+    if kind in _LISTS and parts and " " in (part := in_words(parts[0])): of = f" of {part.split(' ', 1)[1].partition(',')[0]}s"
     return f"{'an' if word[0] in 'AEIO' else 'a'} {word}{of}"
 
 def _refuse(name:str, value, annotation):

@@ -84,7 +84,9 @@ def part_folders(folder:Path # any
 
 def _note_beside(top:Path, given:dict[str, Path], endings:Collection[str], what:str, notes:Notes):
     "Folders and files that lie beside the folders of the parts."
-    there = [sub for sub in sorted(top.iterdir()) if given and not hidden(sub)]
+    for sub in filter(hidden, there := sorted(top.iterdir()) if given else []):
+        notes.note("hidden or system file", sub.name, "left out")
+    there = [sub for sub in there if not hidden(sub)]
     beside = [sub.name for sub in there if sub.is_dir() and sub not in given.values()]
     loose = [sub.name for sub in there if sub.is_file() and sub.suffix.lower() in endings]
     if beside:
