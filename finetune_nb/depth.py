@@ -40,6 +40,15 @@ def _made(make_model:Callable, seed:int) -> nn.Module:
     if isinstance(model, nn.Module): return model
     raise ValueError(f"make_model must give a model for a seed, got {told(model)}.")
 
+_BY_ITSELF = {"seed", "checkpoint", "resume", "unfreeze_at", "views", "memory_budget"} # a sweep says these to its runs
+
+def _check(seeds, strategy, epochs, settings):
+    if strategy not in ("halving", "all"): raise ValueError(f'strategy must be "halving" or "all", got {strategy!r}.')
+    if epochs is not None and epochs < 1: raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if len(seeds) == 0: raise ValueError("seeds must be at least 1: say how many, or name them.")
+    if taken := _BY_ITSELF & settings.keys():
+        raise ValueError(f"{sorted(taken)[0]} is not for a sweep to be told: it says so to each of its runs by itself.")
+
 # %% ../nbs/08_freeze_depth.ipynb #d9d43b92
 @typed
 def one_by_one(make_model:Callable[[int], nn.Module], # a model with the head's first weights for a seed
@@ -217,15 +226,6 @@ class Sweep(Record):
         return draw_sweep(self, self.recommend().depth)
 
 # %% ../nbs/08_freeze_depth.ipynb #bebcdab2
-_BY_ITSELF = {"seed", "checkpoint", "resume", "unfreeze_at", "views", "memory_budget"} # a sweep says these to its runs
-
-def _check(seeds, strategy, epochs, settings):
-    if strategy not in ("halving", "all"): raise ValueError(f'strategy must be "halving" or "all", got {strategy!r}.')
-    if epochs is not None and epochs < 1: raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if len(seeds) == 0: raise ValueError("seeds must be at least 1: say how many, or name them.")
-    if taken := _BY_ITSELF & settings.keys():
-        raise ValueError(f"{sorted(taken)[0]} is not for a sweep to be told: it says so to each of its runs by itself.")
-
 def _checked_depths(depths:Sequence[int]|None, num_blocks:int) -> list[int]:
     "From the head alone to everything: the cheap ones first."
     if depths is None: depths = range(num_blocks)

@@ -174,7 +174,8 @@ def in_words(annotation # of an argument
     if kind in (None, NoneType): return "None"
     if kind is bool: return "True or False"
     word, of = _WORDS.get(kind) or kind.__name__, ""
-    if kind in _LISTS and parts and " " in (part := in_words(parts[0])):
+    if kind in _LISTS and parts and parts[0] is bool: of = " of True and False"
+    elif kind in _LISTS and parts and " " in (part := in_words(parts[0])):
         of = f" of {part.split(' ', 1)[1].partition(',')[0]}s"
     return f"{'an' if word[0] in 'AEIO' else 'a'} {word}{of}"
 
