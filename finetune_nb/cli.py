@@ -38,7 +38,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
         ):
     """Fine-tune a BERT on texts: your own, or `topics`, which asks what a function is about by its docstring.
 
-    The head alone, then more blocks: `finetune-nb text --freeze-depth 7`, then `--freeze-depth 5`.
+    The head alone, then the upper half: `finetune-nb text --freeze-depth 7`, then `--freeze-depth 3`.
 
     Fewer labels, with the n-gram baseline beside it: `finetune-nb text --labels-per-class 5 --baseline`.
 
@@ -67,7 +67,7 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
           labels:Labels=Labels(), learning:Learning=Learning(), keeping:Keeping=Keeping()):
     """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting.
 
-    The head alone, then more blocks: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
+    The head alone, then the upper half: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
 
     Your photographs, mirrored and moved in training: `finetune-nb image pets/ --flip --out pets_model`.
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['told', 'expect', 'number', 'whole', 'place', 'many', 'positions', 'network', 'fitting', 'in_words', 'typed',
-           'first_line', 'explaining', 'as_numbers']
+           'first_line', 'as_numbers']
 
 # %% ../../nbs/engine/04_arguments.ipynb #4315b345
 import inspect
@@ -12,7 +12,6 @@ import operator
 import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial, wraps
 from math import inf
 from numbers import Real
@@ -210,14 +209,6 @@ def typed(function:Callable # or a class, whose arguments are those of its `__in
 def first_line(error:Exception) -> str:
     "What an error says; if it says nothing, its name."
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-@contextmanager
-def explaining(what:str): # what cannot be done: "'sweep.json' cannot be written"
-    "What goes wrong with files and their names in here is told in a sentence."
-    try: yield
-    except (OSError, RuntimeError, ValueError) as error: # a NUL or half a character in a name
-        kind = type(error) if isinstance(error, OSError) else OSError
-        raise kind(f"{what} ({getattr(error, 'strerror', None) or first_line(error)}).") from error
 
 def as_numbers(name:str, values, # a list, an array, a tensor
                ndim:int, # how many dimensions there have to be

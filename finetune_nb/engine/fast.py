@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .arguments import expect
 from .models import Model, tensors_in, to_device
 from .twins import alike, evaluating, twin
 from ..freezing import stay_in_eval
@@ -37,8 +36,8 @@ def may_round(model:nn.Module,
               precision:str, # "auto" or "fp32"
              )->bool:
     "May numbers be rounded, to be fast? Never those of a model in float64."
-    expect("precision", precision, str, '"auto" or "fp32"')
-    if precision not in ("auto", "fp32"): raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
+    if not isinstance(precision, str) or precision not in ("auto", "fp32"):
+        raise ValueError(f'precision must be "auto" or "fp32", got {precision!r}.')
     return precision == "auto" and next(model.parameters()).dtype == torch.float32
 
 # %% ../../nbs/engine/22_fast.ipynb #5418b043

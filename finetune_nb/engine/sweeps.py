@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .arguments import explaining, place
+from .arguments import first_line, place
 from .objective import is_share
 from .places import writing
 from .runs import unpacked
@@ -72,7 +72,10 @@ class Saved:
     def load(cls, file:str|Path):
         "What `save` wrote."
         file = place("file", file)
-        with explaining(f"{str(file)!r} cannot be read"): text = file.read_text(encoding="utf-8")
+        try: text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            kind, why = (type(error), error.strerror) if isinstance(error, OSError) else (ValueError, first_line(error))
+            raise kind(f"{str(file)!r} cannot be read ({why}).") from error
         return cls.from_json(text)
 
 # %% ../../nbs/engine/41_sweeps.ipynb #636b1c2f
