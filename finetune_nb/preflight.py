@@ -172,7 +172,7 @@ def check_classes(labels:Sequence[str], # the class of each example
 def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     "What a reader finds, without what cannot be used."
     try:
-        found = reader_of(request.path, kind).read(request, kind, notes)
+        found = reader_of(request.path, kind, request.objective).read(request, kind, notes)
         examples = found.kind.examine(found.examples, request, notes)
     except PermissionError as error:
         raise OSError(f"{error.filename!r} may not be read by this user: check its permissions.") from error

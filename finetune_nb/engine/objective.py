@@ -197,6 +197,7 @@ class Answered(Asked):
 
     def said(self, answer, # one of `answers`
              top:int=1, # alternatives to name
+             given=None, # the input that it answers
             )->dict: # columns of a table
         "An answer in words and numbers."
         return dict(answer=answer)
@@ -209,7 +210,7 @@ class Objective(Answered):
     kind = "" # its name, as in "multi_label": the class's, in small letters
     reads = "pooled" # what the head sees of a backbone: one vector for each network input
     classes = () # names, where there are classes
-    pipeline = "" # what the Hub calls it, behind the kind of inputs, as in "classification"; empty: nothing
+    pipeline = "" # what the Hub calls it, `{}` for the kind of inputs, as in "{}-classification"; empty: nothing
     nothing = None # stands for an answer where there is none
     random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
