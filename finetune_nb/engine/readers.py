@@ -22,7 +22,7 @@ from .inputs import KINDS, Example, Kind, Request, kind_of
 from .pictures import IMAGE_FILES
 from .tables import (LABEL_NAMES, TABLES, Table, bytes_of, decoded, file_column, head_of, listed,
                                        part_column, read_table, text_fault, which_columns)
-from .targets import Columns, OneClass, TargetKind, class_name, target_kind, targets_of
+from .targets import Columns, OneClass, TargetKind, class_name, load_kinds, target_kind, targets_of
 
 # %% ../../nbs/engine/13_readers.ipynb #eca203ed
 @dataclass
@@ -63,6 +63,7 @@ def reader_of(path:Path, # or the name of a dataset
               objective:str|None=None, # a name in `TARGET_KINDS`, likewise
              )->Reader: # the first whose own it is; else the one that takes whatever is there
     "Who reads this?"
+    load_kinds()
     if kind is not None: kind_of(kind).require(path)
     asked = [reader for reader in READERS if kind is None or kind in reader.kinds]
     asked = [reader for reader in asked if objective is None or objective in reader.objectives]
