@@ -30,6 +30,7 @@ from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
 from .engine.splits import are_cut, by_group, complete, draw_few, fill
+from .engine import tag_baselines # its answers are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
 from .engine.pictures import open_image

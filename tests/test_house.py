@@ -19,8 +19,8 @@ FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.findings engine.pictures "
     "engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders engine.class_names "
     "engine.targets engine.hugging_face engine.readers engine.tagged engine.reports",
-    "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.docstrings "
-    "engine.citations engine.splits engine.fractals engine.photographs engine.torchvision_families "
+    "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
+    "engine.docstrings engine.citations engine.splits engine.fractals engine.photographs engine.torchvision_families "
     "engine.timm_families engine.transformers_families",
     "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
     "engine.states engine.threads engine.batches engine.prefix engine.cutting",
@@ -341,7 +341,7 @@ def test_a_decision_by_kind_is_noticed(source, reason):
 def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
-                     "engine.tags", "engine.tagging", "engine.tagged", "engine.taggers", "engine.conll",
+                     "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers", "engine.conll",
                      "engine.citations",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

@@ -74,11 +74,12 @@ _MONTH = r"(?:(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?\s)?"
 _NO_NAME = re.compile(rf",?\s(?:and\s)?et\.? al\.?,?|\(?\b{_MONTH}{_YEAR.pattern}[a-z]?\)?|\(?[Ee]ds?\.\)?")
 _BEFORE_VENUE = re.compile(r"[\s,.:;()-]*(?:[Ii]n:?\s+)?")
 _VENUE = re.compile(r"[^,\d(;:]+?(?=\s*(?:[,(;:]|\b\d|\b[Vv]ol\b|\bpp?\b|\b[Nn]o\b|\b[Ii]ssue\b|$))")
-_NO_VENUE = re.compile(r"(?:Ch|Chapter|Sec|Eq|Tech|Rep|Part|Vol)\b|.*\b(?:Edition|of|on|the)$")
+_NO_VENUE = re.compile(r"(?:Ch|Chapter|Sec|Eq|Tech|Rep|Part|Vol|Pages?)\b|.*\b(?:Edition|of|on|the)$")
 
 def _span(match:re.Match, group=0) -> tuple[int, int]:
-    "Where it is, without what stands at its end."
-    return match.start(group), match.start(group) + len(match[group].rstrip(" ,.:;-"))
+    "Where it is, without spaces, and without what stands at its end."
+    end = match.start(group) + len(match[group].rstrip(" ,.:;-"))
+    return match.end(group) - len(match[group].lstrip()), end
 
 def _persons(text:str, end:int) -> list[tuple[int, int]]:
     "The names before a title."
@@ -94,7 +95,7 @@ def _venue(text:str, start:int) -> tuple[int, int]|None:
 def citation(entry:str # of a reference list
             )->dict|None: # a text, and the spans of its parts: [start, end, type]; None: it is not understood in full
     "The parts of an entry."
-    text = " ".join(_ADDRESS.sub(" ", re.sub("[*`]", "", entry)).split())
+    text = " ".join(_ADDRESS.sub(" ", re.sub("[*`]", "", entry)).split()).lstrip(" :,")
     titles = list(_TITLE.finditer(text))
     if len(titles) != 1 or len(re.findall(r"[^\W\d_]+", titles[0]["title"])) < 3: return None
     title, = titles

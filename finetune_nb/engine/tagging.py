@@ -219,9 +219,10 @@ class TagTargets(Objective, abstract=True):
     def _kind(self, tag:str) -> str: return parted(tag)[1] if self.spans else tag
 
     def strata(self, targets):
-        "The rarest type that is in a text."
+        "The rarest type that is in a text; types that are rarest in fewer than five texts are one stratum."
         members = self.members(targets)
-        return np.where(members, members.sum(0), np.inf).argmin(1)
+        rarest = np.where(members, members.sum(0), np.inf).argmin(1)
+        return np.where(np.bincount(rarest)[rarest] < 5, members.shape[1], rarest)
 
     def collate(self, targets, seeds=None):
         "The number of each label, `int64[B, W]`; there may be fewer words than in another text."
