@@ -21,7 +21,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from .engine.arguments import expect, many, positions, told, typed
+from .engine.arguments import expect, many, positions, told, typed, whole
 from .engine.baselines import Baseline, baseline
 from .engine.citations import CITATION_RULES, IMPORTED_AS, LIBRARIES, read_citations
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
@@ -244,7 +244,7 @@ def citations(num_train:int=200, # training citations, 1 to about 250; each has 
     found = _citations()
     texts = list(map(Words, found["texts"]))
     tags = [tags_of(text, [Entity(*span) for span in spans])[0] for text, spans in zip(texts, found["spans"])]
-    rng, members = np.random.default_rng(seed), by_group(range(len(texts)), found["groups"])
+    rng, members = np.random.default_rng(whole("seed", seed, 0)), by_group(range(len(texts)), found["groups"])
     test, validation, train = fill(members, [num_test, num_validation], rng)
     if min(num_train, num_validation, num_test) < 1 or len(train) < num_train:
         raise ValueError(f"{num_train} training, {num_validation} validation and {num_test} test citations are asked "

@@ -197,7 +197,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
           thorough:bool|None=None, # decode every pixel; None: of up to 10,000 images
           progress:bool=True, # a bar
           encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed, and noted
-          objective:str|None=None, # "classification", "multi_label", "regression", "several"; None: as labels look
+          objective:str|None=None, # "classification", "multi_label", "regression", "several", "tagging"; None: as seen
           delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
           quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
          )->Report: # what there is, what was found, and whether to go on

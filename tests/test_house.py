@@ -341,7 +341,7 @@ def test_a_decision_by_kind_is_noticed(source, reason):
 def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
-                     "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers", "engine.conll",
-                     "engine.citations",
+                     "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
+                     "engine.conll", "engine.citations",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

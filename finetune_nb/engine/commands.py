@@ -23,9 +23,9 @@ import typer
 from .options import Keeping, Labels, Learning, Shared, Sweeping, TextTable
 
 # %% ../../nbs/engine/60_commands.ipynb #81c2f37e
-def say(*words, sep:str=" "):
+def say(*words, sep:str=" ", end:str="\n"):
     "Tell people something."
-    print(*words, sep=sep, file=sys.stderr)
+    print(*words, sep=sep, end=end, file=sys.stderr)
 
 def speak_utf8():
     "Files and pipes get UTF-8, whatever the terminal is set to; what a terminal cannot show is replaced."
@@ -224,6 +224,7 @@ def train(task, # a `Task`
     trained = fine_tune(task, model, learning.freeze_depth, **model.suggested(len(task.train)) | settings)
     result = trained.result() | more | (baseline_of(task) if keeping.baseline else {})
     rows = result_rows(result, list(trained.evaluation.scores))
+    if sys.stderr.isatty() and (worst := trained.evaluation.show(task.test.inputs, 3)): say(worst, end="\n\n")
     try: print(in_json(result) if keeping.as_json else columns(rows), flush=True)
     finally: # whoever listens may have gone, or the disk be full
         if keeping.out is not None: keep(trained, result, keeping.out)

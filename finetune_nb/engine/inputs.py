@@ -73,7 +73,9 @@ class Kind:
         "Positions of those that are nearly the same."
         return []
 
-    def measure(self, inputs:Sequence, open_model) -> list[Finding]:
+    def measure(self, inputs:Sequence, open_model,
+                in_windows:bool=False, # is what is too long read in parts?
+               )->list[Finding]:
         "What a model does not see of these; it is opened only if that has to be asked."
         return []
 
@@ -192,11 +194,11 @@ class Texts(Kind):
         for example in examples: example.key = " ".join(example.input.split()).casefold()
         return examples
 
-    def measure(self, inputs, open_model):
+    def measure(self, inputs, open_model, in_windows=False):
         if not len(inputs): return []
         model = open_model()
         tokens = model.tokenizer(list(map(str, inputs)), verbose=False)["input_ids"]
-        cut = too_long(tokens, model.max_length) if getattr(model, "cuts", True) else []
+        cut = [] if in_windows else too_long(tokens, model.max_length)
         return [*cut, *unknown_texts(inputs, tokens, model.tokenizer)]
 
     def of_lines(self, lines): return list(lines)

@@ -34,7 +34,7 @@ def _things(tags:Sequence[str]) -> list[str]:
 
 class Tags(TargetKind):
     "Tags for each word: `targets[i]` is a list of them, in IOB2 or without marks."
-    name = "tagging"
+    name, in_windows = "tagging", True
     def fits(self, cells): return False # tags are found by their own readers
 
     def named(self, targets): return {"": Counter(name for tags in targets for name in _things(tags))}

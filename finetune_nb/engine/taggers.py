@@ -95,7 +95,6 @@ def decode(scores, labels):
 # %% ../../nbs/engine/28b_taggers.ipynb #4d9b71a5
 class TagModel(TextModel):
     "How words go in, and scores for each word come out."
-    cuts = False
     def _ends(self) -> tuple[list[int], list[int]]:
         "What the tokenizer puts before and behind a text."
         whole, body = (self.tokenizer("a", add_special_tokens=own)["input_ids"] for own in (True, False))

@@ -38,6 +38,7 @@ class TargetKind:
     "How labels become targets, and what can be said of these."
     name = "" # of the objective that learns them
     one_column, several_columns = True, False # of labels: what they can be made of
+    in_windows = False # is what is too long for a model read in parts?
 
     def fits(self, cells:list) -> bool:
         "Are these cells, none of them empty, of this kind?"

@@ -61,7 +61,7 @@ class TextFiles(Model):
 # %% ../../nbs/engine/28_text_models.ipynb #eb5638c6
 class TextModel(TextFiles):
     "A pretrained encoder and its tokenizer."
-    inputs, cuts = "text", True # what its backbone reads; is a longer text cut?
+    inputs = "text" # what its backbone reads
 
     def __init__(self, backbone:nn.Module|Backbone, # an encoder; gives `float[B, T, H]`
                  tokenizer, # the backbone's own
