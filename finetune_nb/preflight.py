@@ -172,7 +172,7 @@ def check_classes(labels:Sequence[str], # the class of each example
 def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     "What a reader finds, without what cannot be used."
     try:
-        found = reader_of(request.path, kind).read(request, kind, notes)
+        found = reader_of(request.path, kind, request.objective).read(request, kind, notes)
         examples = found.kind.examine(found.examples, request, notes)
     except PermissionError as error:
         raise OSError(f"{error.filename!r} may not be read by this user: check its permissions.") from error
@@ -197,7 +197,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
           thorough:bool|None=None, # decode every pixel; None: of up to 10,000 images
           progress:bool=True, # a bar
           encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed, and noted
-          objective:str|None=None, # "classification", "multi_label", "regression", "several"; None: as labels look
+          objective:str|None=None, # "classification", "multi_label", "regression", "several", "tagging"; None: as seen
           delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
           quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
          )->Report: # what there is, what was found, and whether to go on

@@ -79,9 +79,10 @@ def _write(part:Path, model:Model, task:Task, history:History, evaluation:Evalua
     expect("evaluation", evaluation, Evaluation, "what evaluate gave")
     result = result_of(model, task, history, evaluation, more)
     if "preprocessing" in about: result["preprocessing"] = about["preprocessing"]
-    figure, does = f"{evaluation.figure}.png", task.objective.pipeline
-    tag = f"{model.kind}-{does}" if does else ""
-    card = card_of(result, evaluation.scores, figure, model.usage(about), tag)
+    figure, does = f"{evaluation.figure}.png", task.objective.pipeline.format(model.inputs)
+    worst = evaluation.show(task.test.inputs)
+    shown = worst._repr_html_() if worst is not None else ""
+    card = card_of(result, evaluation.scores, figure, model.usage(about), does, shown)
     written = {"model.json": json.dumps(about, indent=1), "README.md": card,
                "result.json": json.dumps(result, indent=1, default=str)}
     for name, content in written.items(): # the name of a file of examples may be no text
@@ -96,7 +97,7 @@ def _shown(given) -> str: # an input, in a table
     return str(given).encode(errors="backslashreplace").decode() # the name of a file may hold half a letter
 
 def _row(given, answer, objective, top:int) -> dict: # of a table
-    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top)
+    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top, given)
     nothing = dict.fromkeys(objective.said(objective.nothing, top))
     return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
 
@@ -124,9 +125,30 @@ def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreada
     found = iter(answers_of(Whole(model), batches, model.objective, "auto")[0])
     return [x if isinstance(x, Unreadable) else next(found) for x in encoded]
 
+# %% ../nbs/10_your_own_data.ipynb #a5de7cf1
+class _Answering:
+    "What a `model` answers."
+    def _answers(self, inputs, batch_size:int) -> list: # an answer each, or an `Unreadable`
+        kind, batch_size = KINDS.get(self.model.inputs), whole("batch_size", batch_size, 1)
+        inputs = [_readable(kind, given) for given in inputs]
+        parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
+        return [answer for part in parts for answer in _answers(self.model, part)]
+
+    def in_conll(self, inputs, # texts, or lists of words
+                 batch_size:int=64, # inputs that are prepared at a time
+                )->str:
+        "The tags that a model of these gives, a word a line; what cannot be read is left out."
+        if not hasattr(self.model.objective, "in_conll"):
+            raise ValueError("CoNLL is for models of tags, and this one answers "
+                             f"{self.model.objective.kind.replace('_', ' ')}.")
+        inputs = many("inputs", inputs)
+        read = [(given, answer) for given, answer in zip(inputs, self._answers(inputs, batch_size))
+                if not isinstance(answer, Unreadable)]
+        return self.model.objective.in_conll(read)
+
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
-class Predictor:
+class Predictor(_Answering):
     "A saved model, ready to use."
     model: Model # in evaluation mode
     classes: list[str] # none where something else is asked
@@ -139,20 +161,17 @@ class Predictor:
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
-        kind, inputs = KINDS.get(self.model.kind), [inputs] if one else many("inputs", inputs)
-        inputs = [_readable(kind, given) for given in inputs]
-        if not inputs: raise ValueError("predict got no inputs: give at least one.")
+        inputs = [inputs] if one else many("inputs", inputs)
+        if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
-        batch_size = whole("batch_size", batch_size, 1)
-        parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
-        answers = [answer for part in parts for answer in _answers(self.model, part)]
+        answers = self._answers(inputs, batch_size)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
         return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
 
     def __repr__(self):
-        if not self.classes: return f"Predictor for {self.model.kind}s: {self.model.objective.kind.replace('_', ' ')}"
+        if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
         names = ", ".join(self.classes[:6]) + " …" * (len(self.classes) > 6)
-        return f"Predictor of {len(self.classes)} classes for {self.model.kind}s: {names}"
+        return f"Predictor of {len(self.classes)} classes for {self.model.inputs}s: {names}"
 
 # %% ../nbs/10_your_own_data.ipynb #565ed461
 def _read_about(folder:Path) -> dict:

@@ -21,11 +21,12 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
-from . import data, text, vision
+from . import data
 from .data import Task
 from .depth import Sweep
 from .engine.arguments import typed
 from .engine.drawing import outcome, picture, twin
+from .engine.models import maker_of
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
 from .gradient import map_bounds, descend, plot_path
 from .engine.history import has_kernel
@@ -48,7 +49,8 @@ def _examples(task:Task) -> int: return sum(map(len, (task.train, task.validatio
 class _Tasks:
     "The tasks that can be chosen, and how many labels per class."
     def __init__(self, task:str|Task, labels:int|None):
-        self.makers, choices, usual = {"digits": data.digits, "topics": data.topics}, [5, 10, 20, 50, 100], 20
+        built_in = data.digits, data.topics, data.citations
+        self.makers, choices, usual = {maker.__name__: maker for maker in built_in}, [5, 10, 20, 50, 100], 20
         if isinstance(task, Task):
             usual = min(Counter(_strata(task)).values())
             choices = [choice for choice in choices if choice < usual] + [usual]
@@ -61,22 +63,24 @@ class _Tasks:
         self.choices = sorted({*choices, self.labels})
 
 # %% ../nbs/08b_explorer.ipynb #861f7424
-_CLASSIFIERS = {"image": vision.classifier, "text": text.classifier}
+_BACKBONES = {"image": "resnet18-fractal", "text": "minilm"}
+
+def _asked(task:Task) -> tuple[str, str]: return task.kind, task.objective.reads # what one model can learn
 
 class _Bench:
     "A model for each kind of inputs, and the trials of each task that was chosen."
     def __init__(self, model:str|nn.Module|None, tasks:_Tasks):
         self.tasks, self.trials, self.labels = tasks, {}, {}
-        self.models = {"image": "resnet18-fractal", "text": "minilm"} # names of backbones, or models
+        self.models = {} # names of backbones, or models, by what they can learn
         task = tasks.makers[tasks.first](tasks.labels)
-        if model is not None: self.models[task.kind] = model
+        if model is not None: self.models[_asked(task)] = model
         self._use(tasks.first, tasks.labels, task)
 
     def _use(self, name:str, labels:int, task:Task):
         if name in self.trials: self.trials[name].use(task)
         else:
-            model = self.models[task.kind]
-            if isinstance(model, str): model = _CLASSIFIERS[task.kind](model, task)
+            model = self.models.setdefault(_asked(task), _BACKBONES.get(task.kind))
+            if isinstance(model, str): model = maker_of(task)(model, task)
             self.trials[name] = Trials(model, task)
         self.labels[name] = labels
 
@@ -153,7 +157,7 @@ def _as_sweep(bench:_Bench, wanted:_Wanted, rows:Sequence[dict]) -> dict:
     trials = bench.trials.get(wanted.task)
     shown = trials or next(iter(bench.trials.values()))
     depths = range(trials.deepest + 1) if trials and trials.ready else ()
-    model = bench.models[shown.task.kind]
+    model = bench.models[_asked(shown.task)]
     return dict(task=wanted.task, labels_per_class=wanted.labels_per_class, strategy="all", rows=rows,
                 model=model if isinstance(model, str) else type(model).__name__,
                 blocks=[block.name for block in shown.blocks],
@@ -256,7 +260,7 @@ class FreezeExplorer(_Worker):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
                  model:str|nn.Module|None=None, # a backbone's name, or a model; None: "resnet18-fractal", or "minilm"
-                 task:str|Task="digits", # "digits", "topics", or a task of yours
+                 task:str|Task="digits", # "digits", "topics", "citations", or a task of yours
                  labels_per_class:int|None=None, # to learn from, at first; None: 20, or all of your task's
                  steps:int=60, # batches of 32 that a training learns from, at first
                  sweep:Sweep|None=None, # drawn behind what is tried, and shown where there is no kernel

@@ -16,6 +16,7 @@ from finetune_nb.engine import findings, targets
 from finetune_nb.engine.commands import examples as examples_of
 from finetune_nb.engine.fractals import Recipe
 from finetune_nb.engine.inputs import Example
+from finetune_nb.engine.tagging import Tagging
 from fuzzing import fuzz, ours
 
 saved = Path(__file__).resolve().parent/"data"/"saved_by_7167351"
@@ -111,6 +112,7 @@ def calls():
         "data.topics": lambda: dict(seeded),
         "data.digits": lambda: dict(seeded),
         "data.photographs": lambda: dict(labels_per_class=2, validation_per_class=2, test_per_class=2),
+        "data.citations": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.task_of": lambda: dict(report=report()),
         "data.image_folder": lambda: dict(path=files()/"pets"),
         "data.text_table": lambda: dict(path=files()/"mood.csv"),
@@ -120,6 +122,9 @@ def calls():
                                             num_classes=2),
         "text.mean_of_tokens": lambda: dict(vectors=torch.ones(2, 3, 4), attention_mask=torch.ones(2, 3)),
         "text.classifier": lambda: dict(name=str(saved/"text-pooler"), num_classes=2, pretrained=False),
+        "text.TextTagger": lambda: dict(backbone=reader().model.backbone, tokenizer=reader().model.tokenizer,
+                                        wanted=Tagging(["PER"])),
+        "text.tagger": lambda: dict(name=str(saved/"text-pooler"), wanted=Tagging(["PER"]), pretrained=False),
         "vision.Preprocessing": lambda: dict(image_size=32, resize_size=32),
         "vision.Preprocessing.sized": lambda: dict(self=vision.Preprocessing(), image_size=64),
         "vision.Preprocessing.__call__": lambda: dict(self=vision.Preprocessing(32, 32),
@@ -156,6 +161,7 @@ def calls():
                                     evaluation=training.evaluate(network(), few())),
         "saving.Predictor": lambda: dict(vars(reader())),
         "saving.Predictor.predict": lambda: dict(self=reader(), inputs=["good"]),
+        "saving.Predictor.in_conll": lambda: dict(self=reader(), inputs=["good"]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
@@ -234,8 +240,8 @@ wrong += [generator, lambda: iter([1]), lambda: map(str, [1]), lambda: (lambda *
           lambda: collections.defaultdict(list), small_recipe]
 huge = [lambda value=value: value for value in [10**30, -10**30, 1e300, 2**62, np.int64(2**40)]]
 works = {"epochs", "steps", "repeats", "rounds", "draws", "seeds", "depths", "resolution"} # where huge is only long
-slow = dict(topics=0.1, digits=0.1, classifier=0.1, FreezeExplorer=0.2, baseline=0.1, plot_path=0.3, sweep=0.3,
-            one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3) # so much more rarely
+slow = dict(topics=0.1, digits=0.1, citations=0.1, classifier=0.1, tagger=0.1, FreezeExplorer=0.2, baseline=0.1,
+            plot_path=0.3, sweep=0.3, one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3) # so much more rarely
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared"} # the insides of a hook, and of `fit`

@@ -17,12 +17,13 @@ most_lines_of_a_cell = {"nbs": 30, "engine": 60} # that exports, by the folder o
 # A module imports from its own floor and from those below it. `engine.*_families` cannot be written here: name each.
 FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.findings engine.pictures "
-    "engine.delimited engine.tables engine.inputs engine.folders engine.class_names engine.targets engine.hugging_face "
-    "engine.readers engine.reports",
-    "data engine.labels engine.numbers engine.several engine.baselines engine.docstrings engine.splits engine.fractals "
-    "engine.photographs engine.torchvision_families engine.timm_families engine.transformers_families",
-    "vision text cache engine.models engine.image_models engine.text_models engine.twins engine.fast engine.states "
-    "engine.threads engine.batches engine.prefix engine.cutting",
+    "engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders engine.class_names "
+    "engine.targets engine.hugging_face engine.readers engine.tagged engine.reports",
+    "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
+    "engine.docstrings engine.citations engine.splits engine.fractals engine.photographs engine.torchvision_families "
+    "engine.timm_families engine.transformers_families",
+    "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
+    "engine.states engine.threads engine.batches engine.prefix engine.cutting",
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
     "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
     "engine.choosing",
@@ -33,8 +34,8 @@ floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|pictures|tables|inputs|readers|\w+_families)|vision|text")
-kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several"}
+    r"engine\.(labels|numbers|several|tag\w+|conll|citations|pictures|tables|inputs|readers|\w+_families)|vision|text")
+kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
     r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
@@ -340,5 +341,7 @@ def test_a_decision_by_kind_is_noticed(source, reason):
 def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
+                     "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
+                     "engine.conll", "engine.citations",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

@@ -81,6 +81,7 @@ def card_of(result:dict, # of `result_of`
             figure:str, # the file of the evaluation's picture
             usage:str, # Markdown: how the model is used
             tag:str="", # the Hub's name of what it does, as in "text-classification"; empty: it has none
+            worst:str="", # HTML: the examples that are least right; empty: they cannot be shown
            )->str: # Markdown
     "What it is, how good it is, and how to make it again."
     classes = result["classes"]
@@ -91,6 +92,7 @@ def card_of(result:dict, # of `result_of`
     again = f"```sh\n{result['command']}\n```\n\n" if result.get("command") else ""
     versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
     sections = [*opening, f"## Use it\n\n{usage}", f"## How well it does\n\n{_how_well(result, scores, figure)}",
+        *[f"### Where it is least right\n\n{worst}"] * bool(worst),
         f"## What it learnt from\n\n{_learnt_from(result)}", f"## Make it again\n\n{again}{versions}.",
         f"## Before you rely on it\n\n{limits}Test examples come from where the training examples came from; elsewhere "
         "it will do worse. Look at the picture above, and at the examples that it gets wrong."]

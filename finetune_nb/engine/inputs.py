@@ -20,7 +20,7 @@ from .findings import Fault, Finding, Notes, Unreadable, told
 from .folders import walk
 from .pictures import IMAGE_FILES, look, near_pairs, same_bytes
 from .tables import AS_IT_LOOKS, TABLES, Written, bytes_of, decoded, text_fault, texts_in
-from .targets import target_kind
+from .targets import load_kinds, target_kind
 
 # %% ../../nbs/engine/12b_inputs.ipynb #4adbc169
 @dataclass
@@ -73,7 +73,9 @@ class Kind:
         "Positions of those that are nearly the same."
         return []
 
-    def measure(self, inputs:Sequence, open_model) -> list[Finding]:
+    def measure(self, inputs:Sequence, open_model,
+                in_windows:bool=False, # is what is too long read in parts?
+               )->list[Finding]:
         "What a model does not see of these; it is opened only if that has to be asked."
         return []
 
@@ -183,6 +185,7 @@ def unknown_texts(texts:Sequence[str], # N
 class Texts(Kind):
     "Sentences, reviews, letters."
     name, files, endings, example = "text", "text file", [".txt"], "cat/1.txt"
+    forms = {} # what else can be read: functions of a file and an encoding that give texts, by the file's ending
     _said_whole = {".txt", ".text", ".md", ".rst", ""} # files that are one text each
 
     def fault(self, given): return text_fault(given)
@@ -191,16 +194,18 @@ class Texts(Kind):
         for example in examples: example.key = " ".join(example.input.split()).casefold()
         return examples
 
-    def measure(self, inputs, open_model):
+    def measure(self, inputs, open_model, in_windows=False):
         if not len(inputs): return []
         model = open_model()
-        tokens = model.tokenizer(list(inputs), verbose=False)["input_ids"]
-        return [*too_long(tokens, model.max_length), *unknown_texts(inputs, tokens, model.tokenizer)]
+        tokens = model.tokenizer(list(map(str, inputs)), verbose=False)["input_ids"]
+        cut = [] if in_windows else too_long(tokens, model.max_length)
+        return [*cut, *unknown_texts(inputs, tokens, model.tokenizer)]
 
     def of_lines(self, lines): return list(lines)
 
     def of_file(self, file, text_column, written):
         notes, ending = Notes(), file.suffix.lower()
+        if ending in self.forms: return self.forms[ending](file, written.encoding)
         if ending in TABLES: texts, places = texts_in(file, text_column, notes, written)
         else: texts, places = [self._said_in(file, notes, written.encoding)], [str(file)]
         left_out = [Unreadable(place, reason) for place, reason in told(notes.findings(), "skips")]
@@ -232,6 +237,7 @@ KINDS = {kind.name: kind for kind in (Images(), Texts())}
 def kind_of(name:str # a name in `KINDS`
            )->Kind: # what is known of such inputs
     "The kind of inputs that is called so."
+    load_kinds() # they may know other files
     if name in KINDS: return KINDS[name]
     known = " or ".join(f'"{known}"' for known in KINDS)
     raise ValueError(f"kind must be {known}, got {name!r}.")

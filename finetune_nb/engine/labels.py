@@ -156,7 +156,7 @@ class Classification(ClassTargets):
     classes: Sequence[str] # their names; a target is a position in this list
     class_weights: str|Sequence[float]|None = None # of the loss; "balanced": each class weighs as much as any other
     label_smoothing: float = 0.0 # share of the target that is spread over all classes, 0 to below 1
-    problem_type, pipeline = "single_label_classification", "classification" # as Transformers and the Hub call it
+    problem_type, pipeline = "single_label_classification", "{}-classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
         self.classes = class_list(self.classes)
@@ -197,7 +197,7 @@ class Classification(ClassTargets):
         scores = dict(accuracy=float(each.mean()), macro_f1=float(np.nanmean(f1)))
         return ClassEvaluation(answers, labels, losses, each, scores, self.classes)
 
-    def said(self, answer, top=1):
+    def said(self, answer, top=1, given=None):
         "The likeliest classes and their probabilities."
         if not 1 <= top <= len(answer):
             raise ValueError(f"top must be between 1 and the {len(answer)} classes, got {top}.")
@@ -307,7 +307,7 @@ class MultiLabel(ManyTargets):
     "Which classes hold? The targets are 0 or 1 for each class, `float[N, C]`."
     classes: Sequence[str] # their names
     thresholds: Sequence[float]|None = None # of each class, 0 to 1, from which its answer is yes; None: one half
-    problem_type, pipeline = "multi_label_classification", "classification" # as Transformers and the Hub call it
+    problem_type, pipeline = "multi_label_classification", "{}-classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
         self.classes = class_list(self.classes)
@@ -339,7 +339,7 @@ class MultiLabel(ManyTargets):
         scores = dict(micro_f1=float(np.nan_to_num(micro, nan=1.0)), macro_f1=float(np.nan_to_num(by_class).mean()))
         return MultiLabelEvaluation(answers, np.asarray(targets), losses, each, scores, self.classes, thresholds)
 
-    def said(self, answer, top=1):
+    def said(self, answer, top=1, given=None):
         "The classes that hold, the likeliest first, and their probabilities."
         thresholds = [.5] * len(self.classes) if self.thresholds is None else self.thresholds
         hold = [i for i in (-answer).argsort(kind="stable") if answer[i] >= thresholds[i]]

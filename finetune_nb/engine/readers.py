@@ -9,7 +9,7 @@ __all__ = ['READERS', 'Found', 'Reader', 'register', 'reader_of', 'ImageFolders'
 # %% ../../nbs/engine/13_readers.ipynb #576a3402
 import os, re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .inputs import KINDS, Example, Kind, Request, kind_of
 from .pictures import IMAGE_FILES
 from .tables import (LABEL_NAMES, TABLES, Table, bytes_of, decoded, file_column, head_of, listed,
                                        part_column, read_table, text_fault, which_columns)
-from .targets import Columns, OneClass, TargetKind, class_name, target_kind, targets_of
+from .targets import Columns, OneClass, TargetKind, class_name, load_kinds, target_kind, targets_of
 
 # %% ../../nbs/engine/13_readers.ipynb #eca203ed
 @dataclass
@@ -36,10 +36,15 @@ class Found:
 class Reader:
     "Reads one form in which people keep examples."
     kinds: tuple[str, ...] = () # names in `KINDS`, of what it can give
+    objectives: Collection[str] = {"classification", "multi_label", "regression", "several"} # that it can be read for
 
     def owns(self, path:Path) -> bool:
         "Is this path, or name, of this form?"
         raise NotImplementedError
+
+    def takes(self, path:Path) -> bool:
+        "Would it be read, if nobody owns it?"
+        return path.is_dir()
 
     def read(self, request:Request, kind:str|None, notes:Notes) -> Found:
         "All examples with their targets; those that cannot be used are noted. `kind`: what was asked for, if anything."
@@ -55,13 +60,16 @@ def register(reader:Reader # of a new form
 
 def reader_of(path:Path, # or the name of a dataset
               kind:str|None=None, # a name in `KINDS`, if somebody wants that
+              objective:str|None=None, # a name in `TARGET_KINDS`, likewise
              )->Reader: # the first whose own it is; else the one that takes whatever is there
     "Who reads this?"
+    load_kinds()
     if kind is not None: kind_of(kind).require(path)
     asked = [reader for reader in READERS if kind is None or kind in reader.kinds]
+    asked = [reader for reader in asked if objective is None or objective in reader.objectives]
     owners = [reader for reader in asked if reader.owns(path)]
-    if owners: return owners[0]
-    if path.is_dir(): return asked[-1]
+    takers = [reader for reader in asked[::-1] if reader.takes(path)]
+    if owners or takers: return (owners or takers)[0]
     if path.exists():
         raise ValueError(f"{str(path)!r} names no image files that are there: expected a table with a column such as "
                          "file_name, and the files below the table's folder.")

@@ -103,7 +103,8 @@ class ReportBase(Verdict):
                 open_model, # gives the model whose limit counts; called only if that matters for such inputs
                ): # this report, with a note if a part of the inputs is not read
         "What would a model not see of these inputs?"
-        self.findings += kind_of(self.kind).measure(self.inputs, open_model)
+        in_windows = target_kind(self.objective).in_windows
+        self.findings += kind_of(self.kind).measure(self.inputs, open_model, in_windows)
         return self
 
     def measure_texts(self,

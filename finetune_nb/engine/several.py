@@ -123,10 +123,10 @@ class SeveralOutputs(SeveralTargets, abstract=True):
         own = [answer[name] for answer in answers]
         return np.stack(own) if own and isinstance(own[0], np.ndarray | np.generic) else own
 
-    def said(self, answer, top=1):
+    def said(self, answer, top=1, given=None):
         "Every part's columns, with its name before them."
         return {f"{name}_{column}": value for name, part in self.parts.items()
-                for column, value in part.said(answer[name], min(top, len(part.classes) or 1)).items()}
+                for column, value in part.said(answer[name], min(top, len(part.classes) or 1), given).items()}
 
 # %% ../../nbs/engine/03_several.ipynb #42fc9854
 @dataclass

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_IT_LOOKS', 'TABLES', 'TEXT_NAMES', 'LABEL_NAMES', 'PART_NAMES', 'FILE_NAMES', 'known_encoding', 'decoded',
-           'Written', 'Table', 'of_csv', 'of_jsonl', 'of_frame', 'bytes_of', 'head_of', 'read_table', 'listed',
-           'file_column', 'which_columns', 'part_column', 'text_fault', 'texts_in']
+           'Written', 'Table', 'of_csv', 'of_jsonl', 'of_frame', 'bytes_of', 'text_of', 'head_of', 'read_table',
+           'listed', 'file_column', 'which_columns', 'part_column', 'text_fault', 'texts_in']
 
 # %% ../../nbs/engine/12_tables.ipynb #b1600443
 import codecs, csv, json, stat
@@ -187,7 +187,10 @@ def bytes_of(file:Path # any
     if not stat.S_ISREG(file.stat().st_mode): raise OSError(None, _NO_FILE)
     return file.read_bytes()
 
-def _text_of(file:Path, notes:Notes, encoding:str|None) -> str:
+def text_of(file:Path, # any
+            notes:Notes, # a guess, and a mark, are added
+            encoding:str|None, # None: whatever it is
+           )->str:
     "All that a file of text says."
     try: data = bytes_of(file)
     except PermissionError as error:
@@ -224,7 +227,7 @@ def read_table(file:Path, # with one of the endings of `TABLES`
         raise ValueError(f"{file.name} is no table that we know: expected {', '.join(sorted(TABLES))}, "
                          "or a folder of .txt files by class.")
     if ending == ".parquet": return _of_parquet(file)
-    text = _text_of(file, notes, written.encoding)
+    text = text_of(file, notes, written.encoding)
     if ending in (".jsonl", ".ndjson"): return of_jsonl(text, file.name, notes)
     return of_csv(text, file.name, ending, notes, written)
 
