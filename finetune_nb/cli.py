@@ -30,7 +30,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
                          "class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
          backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
                          "or a folder.")="minilm",
-         pooling:option(str, "`mean` over the tokens, or `pooler`.")="mean",
+         pooling:option(str, "`mean`, `cls` or `last` of the tokens, or `pooler`. [default: as suits the backbone]")="",
          table:TextTable=TextTable(), # where the texts are
          labels:Labels=Labels(), # what is to be learnt
          learning:Learning=Learning(epochs=12), # how
@@ -47,8 +47,8 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
     from finetune_nb import data, text
     with keeping.reserved():
         task, report = examples(source, "text", data.topics, learning, labels, table)
-        model = text.classifier(backbone, task, pooling=pooling, seed=learning.seed)
-        train(task, report, model, learning, keeping, pooling=pooling)
+        model = text.classifier(backbone, task, pooling=pooling or None, seed=learning.seed)
+        train(task, report, model, learning, keeping, pooling=model.pooling)
 
 # %% ../nbs/20_command_line.ipynb #c10fdca3
 @app.command()
@@ -56,8 +56,8 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
                           "these; a table that names them; or a saved dataset of Hugging Face. "
                           "[default: real handwritten digits]")=None,
-          backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet18` … "
-                          "`resnet152`, `vit_b_16` and others with ImageNet weights, or a file of weights. "
+          backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet50`, "
+                          "`vit_b_16` or any other of torchvision, `timm/NAME` for any of timm, or a file of weights. "
                           "[default: for your images, the embedded one that suits them]")=None,
           image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
                             "[default: what the backbone was made for]")=None,
@@ -144,7 +144,7 @@ def depth_image(folder:argument(Optional[Path], "Your images, as for `image`. [d
 @with_groups
 def depth_text(source:argument(Optional[str], "Your texts, as for `text`. [default: real sentences, `topics`]")=None,
                backbone:option(str, "As for `text`.")="minilm",
-               pooling:option(str, "`mean` over the tokens, or `pooler`.")="mean",
+               pooling:option(str, "As for `text`.")="",
                table:TextTable=TextTable(), labels:Labels=Labels(), sweeping:Sweeping=Sweeping()):
     """Which freeze depth is right for these texts?
 
@@ -153,7 +153,7 @@ def depth_text(source:argument(Optional[str], "Your texts, as for `text`. [defau
     """
     from finetune_nb import data, text
     task, report = examples(source, "text", data.topics, sweeping, labels, table)
-    def make(seed): return text.classifier(backbone, task, pooling=pooling, seed=seed)
+    def make(seed): return text.classifier(backbone, task, pooling=pooling or None, seed=seed)
     sweep(task, report, make, backbone, sweeping)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a13
