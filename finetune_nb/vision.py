@@ -149,6 +149,7 @@ def classifier(name:str, # "resnet18-fractal", "efficientnet-lite0", "vit_b_16",
                seed:int=0, # of the head's first weights (and of all, if not pretrained)
               )->ImageClassifier: # nothing frozen yet
     "A pretrained image network with a new head."
+    if image_size is not None: Preprocessing().sized(image_size) # refuses what no network can take
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = open_backbone(name, ImageClassifier.inputs, pretrained, image_size=image_size)

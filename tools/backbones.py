@@ -47,17 +47,18 @@ def in_one_block(model):
 
 def keeps_the_contract(model, labels=torch.tensor([0, 1, 1])):
     "At every depth a step moves what learns, and nothing that is frozen"
-    batch = model.collate(model.samples(3))
-    for depth in range(len(blocks(model))):
+    batch, found = model.collate(model.samples(3)), blocks(model)
+    now = [fingerprint(block) for block in found]
+    for depth in range(len(found)):
         freeze(model, depth)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=0.1) # with everything in it
-        before = [fingerprint(block) for block in blocks(model)]
         model.train()
         F.cross_entropy(model.call(batch), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        moved = [a != b for a, b in zip(before, map(fingerprint, blocks(model)))]
-        assert moved == [i >= depth for i in range(len(moved))], f"at depth {depth} {moved} moved"
+        before, now = now, [fingerprint(block) for block in found]
+        wrong = [block.name for i, block in enumerate(found) if (before[i] != now[i]) != (i >= depth)]
+        assert not wrong, f"at depth {depth} a step is wrong about {', '.join(wrong[:3])}"
 
 
 def is_cut_at_every_depth(model):

@@ -187,7 +187,7 @@ def refuse_size(make:Callable[[int], nn.Module], # gives the network for a size
                ):
     "Refuse images of a size that a network does not take, and say which it does."
     if image_size == usual or not (why := size_fault(make, image_size)): return
-    most = 2 * max(image_size, usual)
+    most = min(2 * max(image_size, usual), 4096)
     sizes = sorted({*range(32, most, 32), *range(28, most, 28)} - {image_size}, key=lambda size: abs(size - image_size))
     def nearest(sizes): return next((size for size in sizes[:6] if not size_fault(make, size)), usual)
     below, above = (nearest([s for s in sizes if (s < image_size) == less]) for less in (True, False))

@@ -68,11 +68,12 @@ def guessed(network:nn.Module,
            )->list[tuple[str, list[nn.Module], dict]]: # names, modules and bare tensors of blocks
     "Blocks from input to output; the last is called head."
     head = head or last_layer(network)
-    row, numbers, done = parts_of(network, head), {}, False
-    for path, module in row:
-        begins = not done and layers_in(module)
-        numbers[path] = max(numbers.values(), default=-1) + 1 if begins else max(numbers.values(), default=0)
+    numbers, count, done = {}, -1, False
+    for path, module in parts_of(network, head):
+        if layers_in(module) and not done: count += 1
+        numbers[path] = max(count, 0)
         done = done or f"{head}.".startswith(f"{path}.")
+    if count < 0: raise ValueError(f"No blocks can be guessed: this {type(network).__name__} has no parts with layers.")
     def block_of(name): # a bare parameter of what was opened belongs to the first part inside
         owner = next((path for path in numbers if name.startswith(f"{path}.")), None)
         around = name.rpartition(".")[0]
