@@ -125,11 +125,10 @@ def _cut(model):
     family = family_of(model)
     if family: return family.blocks(model)
     supported = ", ".join(dict.fromkeys(family.title for family in families() if family.title))
-    children = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
-    by_hand = ", ".join(f"[model.{name}]" for name in children)
+    parts = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
     raise ValueError(f"got a {type(model).__name__}, whose blocks are not known. Supported: {supported}; "
                      "and any model with a method blocks() that returns list[Block]. For others name the blocks by "
-                     f"hand, from input to output: freeze(model, depth, blocks=[{by_hand}]); "
+                     f"hand, from input to output: freeze(model, depth, blocks=[[model.{'], [model.'.join(parts)}]]); "
                      "freezing.guess_blocks(model) proposes some.")
 
 # %% ../nbs/04_frozen_layers.ipynb #801bf76b
