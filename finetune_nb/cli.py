@@ -60,8 +60,8 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
                           "these; a table that names them; or a saved dataset of Hugging Face. "
                           "[default: real handwritten digits]")=None,
-          backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet18` … "
-                          "`resnet152`, `vit_b_16` and others with ImageNet weights, or a file of weights. "
+          backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet50`, "
+                          "`vit_b_16` or any other of torchvision, `timm/NAME` for any of timm, or a file of weights. "
                           "[default: for your images, the embedded one that suits them]")=None,
           image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
                             "[default: what the backbone was made for]")=None,

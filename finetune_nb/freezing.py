@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Block', 'has_parameters', 'in_groups', 'Sequentials', 'blocks', 'fingerprint', 'stay_in_eval', 'set_frozen',
            'live_batchnorms', 'drifts', 'SummaryRow', 'FreezeSummary', 'check_depth', 'summarise', 'freeze',
-           'freeze_depth', 'short_number', 'draw_blocks', 'trainable_parameters', 'unfreeze', 'blocks_with_head']
+           'freeze_depth', 'short_number', 'draw_blocks', 'trainable_parameters', 'unfreeze', 'guess_blocks',
+           'blocks_with_head']
 
 # %% ../nbs/04_frozen_layers.ipynb #84a5592c
 import hashlib
@@ -22,6 +23,7 @@ from torch import nn
 
 from .engine.arguments import many, network, told, typed
 from .engine.families import Family, families, family_of, register
+from .engine.guessing import guessed
 
 # %% ../nbs/04_frozen_layers.ipynb #657bee1b
 @typed
@@ -123,12 +125,11 @@ def _cut(model):
     family = family_of(model)
     if family: return family.blocks(model)
     supported = ", ".join(dict.fromkeys(family.title for family in families() if family.title))
-    children = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
-    by_hand = ", ".join(f"[model.{name}]" for name in children)
+    parts = [name for name, child in model.named_children() if has_parameters(child)] or ["first", "last"]
     raise ValueError(f"got a {type(model).__name__}, whose blocks are not known. Supported: {supported}; "
-                     "and any model with a method blocks() that returns list[Block]. "
-                     "For others name the blocks by hand, from input to output: "
-                     f"freeze(model, depth, blocks=[{by_hand}]).")
+                     "and any model with a method blocks() that returns list[Block]. For others name the blocks by "
+                     f"hand, from input to output: freeze(model, depth, blocks=[[model.{'], [model.'.join(parts)}]]); "
+                     "freezing.guess_blocks(model) proposes some.")
 
 # %% ../nbs/04_frozen_layers.ipynb #801bf76b
 def blocks(model:nn.Module, # a supported backbone, bare or with its head
@@ -195,7 +196,6 @@ def drifts(block:Block) -> bool:
     "Does its BatchNorm move although nothing in it learns?"
     return bool(live_batchnorms(block)) and not any(p.requires_grad for p in block.parameters())
 
-# %% ../nbs/04_frozen_layers.ipynb #890a0930
 class SummaryRow(NamedTuple):
     "One block in a `FreezeSummary`."
     block: str # its name
@@ -328,7 +328,6 @@ def freeze_depth(model:nn.Module, # any supported model
     frozen = [_is_frozen(block) for block in blocks(model)]
     return frozen.index(False) if False in frozen else len(frozen)
 
-# %% ../nbs/04_frozen_layers.ipynb #93846514
 @typed
 def short_number(n:int) -> str: # as in "11.2M"
     "A number for a small place."
@@ -383,6 +382,12 @@ def unfreeze(model:nn.Module, # a frozen model
         raise ValueError(f"depth must not grow when unfreezing: {now} blocks are frozen, got {depth}. "
                          f"To freeze more, use freeze(model, {depth}).")
     return freeze(model, depth)
+
+# %% ../nbs/04_frozen_layers.ipynb #5b1c7e20
+def guess_blocks(model:nn.Module # of any kind
+                )->list[Block]: # every parameter and buffer is in exactly one; look whether they run in this order
+    "Blocks that the tree of its modules suggests, for a `model` that no family knows: to be given to `freeze`."
+    return _checked(network(model), [Block(*part) for part in guessed(network(model))])
 
 # %% ../nbs/04_frozen_layers.ipynb #468e9b34
 @typed

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .engine.arguments import typed
-from .engine.families import Backbone, head_for, open_backbone
+from .engine.families import Backbone, as_backbone, head_for, open_backbone
 from .engine.taggers import TextTagger, tagger
 from .engine.text_models import PooledTextModel
 from .freezing import Block, blocks_with_head
@@ -29,11 +29,12 @@ class TextClassifier(PooledTextModel):
                  backbone:nn.Module|Backbone, # an encoder of Transformers; gives `float[B, T, H]`
                  tokenizer:PreTrainedTokenizerBase, # the backbone's own
                  num_classes, # scores of the head, at least 2; or an `Objective`, or a task
-                 pooling:str="mean", # "mean" over real tokens, or "pooler": BERT's `pooler_output`
+                 pooling:str|None=None, # "mean", "cls" or "last" of the tokens, or "pooler"; None: as suits it
                  dropout:float=0.1, # share of the pooled vector that is hidden from the head in training, 0 to 1
                  max_length:int|None=None, # tokens, longer texts are cut; None: 128, or what the backbone can take
                 ):
         super().__init__(backbone, tokenizer, max_length)
+        pooling = pooling or as_backbone(backbone).pooling
         _check_pooling(pooling, self.backbone)
         if not 0 <= dropout <= 1: raise ValueError(f"dropout must be between 0 and 1, a share, got {dropout}.")
         self.pooling, self.dropout = pooling, nn.Dropout(dropout)
@@ -45,10 +46,9 @@ class TextClassifier(PooledTextModel):
 
     def forward(self, input_ids:torch.Tensor, attention_mask:torch.Tensor, **more) -> torch.Tensor:
         "Token numbers and their mask, `int[B, T]` each, to scores `float[B, num_classes]`."
+        more = self.positions(attention_mask) | more
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more)
-        if self.pooling == "pooler": pooled = output.pooler_output
-        else: pooled = mean_of_tokens(output.last_hidden_state, attention_mask)
-        return self.head(self.dropout(pooled))
+        return self.head(self.dropout(_pooled(output, attention_mask, self.pooling)))
 
 # %% ../nbs/07_bert.ipynb #b9fa3c29
 @typed
@@ -62,8 +62,20 @@ def mean_of_tokens(vectors:torch.Tensor, # float[B, T, H]
     mask = attention_mask.unsqueeze(-1).to(vectors.dtype)
     return (vectors * mask).sum(1) / mask.sum(1).clamp(min=1)
 
+def _pooled(output, attention_mask, pooling): # "cls" and "last": the first or last real token, wherever the padding is
+    "One vector for each text."
+    if pooling == "pooler": return output.pooler_output
+    vectors = output.last_hidden_state
+    if pooling == "mean": return mean_of_tokens(vectors, attention_mask)
+    place = torch.arange(1, attention_mask.shape[1] + 1, device=vectors.device)
+    place = place if pooling == "last" else place.flip(0)
+    chosen = (attention_mask * place).argmax(1)
+    return vectors.gather(1, chosen[:, None, None].expand(-1, 1, vectors.shape[-1])).squeeze(1)
+
+# %% ../nbs/07_bert.ipynb #d41a06be
 def _check_pooling(pooling, backbone):
-    if pooling not in ("mean", "pooler"): raise ValueError(f'pooling must be "mean" or "pooler", got {pooling!r}.')
+    if pooling not in ("mean", "cls", "last", "pooler"):
+        raise ValueError(f'pooling must be "mean", "cls", "last" or "pooler", got {pooling!r}.')
     if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
         raise ValueError(f'{type(backbone).__name__} was loaded without a pooler: use pooling="mean".')
 
@@ -71,7 +83,7 @@ def _check_pooling(pooling, backbone):
 @typed
 def classifier(name:str, # "minilm", a name on the Hub such as "bert-base-uncased", or a folder
                num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
-               pooling:str="mean", # "mean" over real tokens, or "pooler": BERT's `pooler_output`
+               pooling:str|None=None, # "mean", "cls" or "last" of the tokens, or "pooler"; None: as suits the backbone
                max_length:int|None=None, # tokens, longer texts are cut; None: 128, or what the backbone can take
                dropout:float=0.1, # share of the pooled vector that is hidden from the head in training, 0 to 1
                pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth

@@ -141,7 +141,7 @@ def augmentation(turn:float=10, # degrees, the most to either side
 
 # %% ../nbs/06_resnet.ipynb #76bbc472
 @typed
-def classifier(name:str, # "resnet18-fractal", "efficientnet-lite0", "resnet18", "vit_b_16" …, or a file of weights
+def classifier(name:str, # "resnet18-fractal", "efficientnet-lite0", "vit_b_16", "timm/vit_tiny_patch16_224", or a file
                num_classes, # scores of the new head, at least 2; or an `Objective`, or a task, whose head it gets
                image_size:int|None=None, # pixels, the side of what it sees, at least 32; None: as its weights
                augment:Callable|None=None, # changes an image at random, in training: `augmentation()`, say
@@ -149,6 +149,7 @@ def classifier(name:str, # "resnet18-fractal", "efficientnet-lite0", "resnet18",
                seed:int=0, # of the head's first weights (and of all, if not pretrained)
               )->ImageClassifier: # nothing frozen yet
     "A pretrained image network with a new head."
+    if image_size is not None: Preprocessing().sized(image_size) # refuses what no network can take
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = open_backbone(name, ImageClassifier.inputs, pretrained, image_size=image_size)

@@ -117,7 +117,7 @@ def test_interrupted_before_the_first_epoch_there_is_no_result(monkeypatch, caps
 @pytest.mark.parametrize("command, options, sentence, status", [
     (text_command, ["--freeze-depth", "8"], "depth must be between 0 and 7, got 8", 1),
     (text_command, ["--labels-per-class", "5000"], "too few for 5000", 1),
-    (text_command, ["--pooling", "max"], 'pooling must be "mean" or "pooler", got \'max\'', 1),
+    (text_command, ["--pooling", "max"], 'pooling must be "mean", "cls", "last" or "pooler", got \'max\'', 1),
     (text_command, ["--backbone", "no/such-backbone"], "minilm` needs no network", 1),
     (text_command, ["--epochs", "0"], "'--epochs'", 2),
     (image_command, ["--freeze-depth", "6"], "depth must be between 0 and 5, got 6", 1),

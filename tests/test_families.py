@@ -1,127 +1,310 @@
-"""A family that is defined in a test file, in at most 30 lines: everything works with it."""
+"""The gate: what every backbone has to pass, of images or of texts, on small networks with random weights."""
 import json
-import multiprocessing
-import os
-import signal
+import re
 import subprocess
-from pathlib import Path
+import sys
 
-import numpy as np
 import pytest
+import timm
 import torch
-import finetune_nb
-from conftest import root
-from finetune_nb import depth, evaluate, fit, freeze, saving, vision
+import torchvision.models as models
+import transformers
+from safetensors.torch import save as serialize, save_file
+from torch import nn
+
+from conftest import load, root
+from finetune_nb import blocks, cache, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
-from finetune_nb.freezing import blocks, fingerprint
-from mosaic import Mosaic # which registers its family
-from test_processes import launchers
+from finetune_nb.engine.families import families, open_backbone
+from finetune_nb.freezing import guess_blocks
 
-how = dict(epochs=4, batch_size=6, progress=False)
-
-
-def part(count, seed):
-    "Bright left or bright right"
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 120, (count, 3, 32, 32), generator=random, dtype=torch.uint8)
-    labels = torch.arange(count) % 2
-    for image, label in zip(images, labels): image[:, :, 16 * label:16 * label + 16] += 60
-    return Examples(images, labels)
+gates = load(root/"tools"/"backbones.py")
 
 
-def sides(): return Task("sides", "image", ["left", "right"], part(40, 0), part(30, 1), part(30, 2))
+# Small networks
+
+def small_vgg():
+    network = models.VGG(models.vgg.make_layers([4, "M", 4, "M", 8, "M", 8, "M", 8, "M"], True))
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    connected = nn.Linear(8, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8), nn.ReLU(), nn.Dropout()
+    network.classifier = nn.Sequential(*connected, nn.Linear(8, 3))
+    return network
 
 
-def tiny(frozen, seed=0, dtype=torch.float32):
+def small_convnext():
+    stages = [models.convnext.CNBlockConfig(*widths, 1) for widths in ((8, 8), (8, 16), (16, 16), (16, None))]
+    return models.ConvNeXt(stages, stochastic_depth_prob=0.1)
+
+
+def small_maxvit():
+    return models.MaxVit((64, 64), 8, 2, [8, 16], [1, 1], 4, 0.1)
+
+
+smaller = { # than any that is published: they stand in where the family makes the network of that name
+    "resnet18": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1]),
+    "vgg11_bn": small_vgg, "convnext_tiny": small_convnext, "maxvit_t": small_maxvit,
+    "vit_b_16": lambda: models.VisionTransformer(32, 16, 2, 2, 16, 32, dropout=0.1),
+    "densenet121": lambda: models.DenseNet(4, (1, 1, 1, 1), 8),
+    "swin_t": lambda: models.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [2, 2, 2, 2], [2, 2])}
+sizes = {"maxvit_t": 64, "timm/test_vit": 64, "timm/test_maxvit": 64, "timm/test_nfnet": 64, "timm/levit_128s": 64}
+images = [*smaller, "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_1", "shufflenet_v2_x0_5",
+          "googlenet", "efficientnet-lite0", "timm/test_resnet", "timm/test_vit", "timm/test_maxvit", "timm/test_nfnet",
+          "timm/deit_tiny_distilled_patch16_224", "timm/resnetv2_50x1_bit"]
+
+
+@pytest.mark.parametrize("name", images)
+def test_images(name, monkeypatch):
+    size = sizes.get(name, 32)
+    if name in smaller:
+        family = type(open_backbone(name, "image", pretrained=False, image_size=None).family)
+        monkeypatch.setattr(family, "make", lambda self, name, image_size: smaller[name]())
+    def make(): return gates.vision_of(name, size)
+    faults = gates.gate(make, gates.noise(size), onnx=name.startswith("timm/test_"), elsewhere=name not in smaller)
+    assert not any(faults.values()), faults
+
+
+sentences = ["a good day", "a fine and sunny day, all in all", "the bad night of it", "dark", "the end", "a sad end"]
+encoders = "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DebertaV2", "MPNet", "DistilBert", "ModernBert"
+decoders = "GPT2", "Llama", "Qwen2", "Qwen3", "Gemma", "Phi"
+as_published = dict(relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"],
+                    norm_rel_ebd="layer_norm") # a DeBERTa-v3
+small = dict(vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+             intermediate_size=32, head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=101,
+             eos_token_id=102, cls_token_id=101, sep_token_id=102)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(): return text.classifier("minilm", 2).tokenizer
+
+
+@pytest.fixture(scope="module")
+def mood():
+    examples = Examples(sentences, [0, 1] * 3)
+    return Task("mood", "text", ["good", "bad"], examples, examples, examples)
+
+
+def network_of(kind):
     torch.manual_seed(0)
-    model = vision.classifier("mosaic-tiny", 2, seed=seed).to(dtype)
-    freeze(model, frozen)
-    return model
+    own = as_published if kind == "DebertaV2" else {}
+    return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**small | own))
 
 
-def test_it_is_short():
-    lines = (root/"tests"/"mosaic.py").read_text(encoding="utf-8").partition("@register")[2].splitlines()
-    assert len(lines) <= 30
-    everything = "".join(file.read_text(encoding="utf-8") for file in (root/"finetune_nb").rglob("*.py"))
-    assert "mosaic" not in everything.lower()
+@pytest.mark.parametrize("kind", [*encoders, *decoders])
+def test_texts(kind, tokenizer, mood):
+    def make(): return text.TextClassifier(network_of(kind), tokenizer, 2)
+    faults = gates.gate(make, mood, onnx=kind in ("Bert", "GPT2"))
+    assert not any(faults.values()), faults
 
 
-@pytest.mark.parametrize("frozen", [1, 2, 3])
-def test_the_cache_is_exact(frozen):
-    "In float64, for 56 steps, to 1e-9, dropout and all; and what is frozen stays"
-    def run(cache):
-        model = tiny(frozen, dtype=torch.float64)
-        before = [fingerprint(block) for block in blocks(model)]
-        history = fit(model, sides(), cache=cache, precision="fp32", **how | dict(epochs=8))
-        assert [a != b for a, b in zip(before, map(fingerprint, blocks(model)))] == [i >= frozen for i in range(4)]
-        return np.array(history.train_loss), history.prefix
-    (ours, prefix), (theirs, none) = run(True), run(False)
-    assert "run once for 70 examples" in prefix and not none
-    assert np.abs(ours / theirs - 1).max() < 1e-9
+# Elsewhere
 
-
-def job(folder, out, kill_at=None):
-    torch.set_num_threads(1)
-    model, steps = tiny(2), []
-    def count(*_):
-        steps.append(1)
-        if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    model.head.register_forward_pre_hook(count)
-    history = fit(model, sides(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
-    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
-
-
-def test_killed_and_resumed(tmp_path):
-    def process(*args):
-        child = multiprocessing.get_context("fork").Process(target=job, args=args)
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json") == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", 16) == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json") == 0
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
-
-
-script = """
-import json, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-from accelerate import PartialState
-from test_families import fit, how, sides, tiny
-history = fit(tiny(3, dtype=torch.float64), sides(), **how)
-with open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w") as file: json.dump(history.train_loss, file)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+only_theirs = """
+import json, sys, torch
+from safetensors.torch import load_file
+sys.modules["finetune_nb"] = None # whoever asks for it gets an error
+for folder, lines in json.load(sys.stdin).items():
+    made = {}
+    exec(lines, made)
+    given = load_file(f"{folder}/given.safetensors")
+    expected = given.pop("expected")
+    model = made["model"].eval()
+    with torch.no_grad(): found = model(**given) if "input_ids" in given else model(*given.values())
+    print(folder, (found - expected).abs().max().item())
+    assert torch.allclose(found, expected, atol=1e-5), folder
 """
 
 
-def test_two_processes(tmp_path, quiet):
-    found = {}
-    for launcher in "one", "torchrun":
-        folder = tmp_path/launcher
-        folder.mkdir()
-        (folder/"script.py").write_text(script)
-        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), str(root), str(root/"tests")]
-        env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[launcher] = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
-    (one,), (ours, theirs) = found["one"], found["torchrun"]
-    assert ours == theirs and np.abs(np.array(ours) / np.array(one) - 1).max() < 1e-9
+def saved(model, task, folder):
+    "A model that learnt its head, in a folder, with inputs and what it says of them"
+    freeze(model, len(blocks(model)) - 1)
+    history = fit(model, task, epochs=1, progress=False)
+    saving.save(folder, model, task, history, evaluate(model, task.test))
+    batch = model.eval().collate(model.samples(3))
+    given = dict(batch) if isinstance(batch, dict) else dict(images=model.normalise(batch).contiguous())
+    with torch.no_grad(): save_file(given | dict(expected=model.call(batch)), folder/"given.safetensors")
 
 
-def test_swept_saved_loaded_and_explored(tmp_path):
-    from finetune_nb.widgets import FreezeExplorer
-    swept = depth.sweep(lambda seed: tiny(0, seed), sides(), seeds=2, epochs=2, strategy="all", progress=False)
-    assert swept.blocks == ["stem", "layer1", "layer2", "head"] and len(swept.recommend().interval) == 2
-    model, task = tiny(2), sides()
-    history = fit(model, task, **how)
-    evaluation = evaluate(model, task.test)
-    saving.save(tmp_path/"m", model, task, history, evaluation)
-    again = finetune_nb.load(tmp_path/"m")
-    assert isinstance(again.model.backbone, Mosaic) and again.model.name == "mosaic-tiny"
-    assert np.allclose(evaluate(again.model, task.test).probabilities, evaluation.probabilities, atol=1e-6)
-    explorer = FreezeExplorer(tiny(0), task, steps=4)
-    assert 0 <= explorer.run(2).scores["accuracy"] <= 1
+def test_saved_models_load_where_there_is_only_their_library(tmp_path, quiet, tokenizer, mood):
+    "By the lines of their cards, with the same scores: heads that are convolutions, two heads, sizes, poolings"
+    for name in "squeezenet1_1", "googlenet", "timm/test_vit", "timm/deit_tiny_distilled_patch16_224", \
+                "timm/resnetv2_50x1_bit":
+        saved(gates.vision_of(name, size := sizes.get(name, 32)), gates.noise(size), tmp_path/name.replace("/", "-"))
+    for kind, pooling in ("Bert", "mean"), ("DebertaV2", "cls"), ("GPT2", None):
+        saved(text.TextClassifier(network_of(kind), tokenizer, 2, pooling=pooling), mood, tmp_path/kind)
+    cards = {str(folder): gates.lines_of_the_card(folder) for folder in tmp_path.iterdir()}
+    ran = subprocess.run([sys.executable, "-c", only_theirs], input=json.dumps(cards), env=quiet, capture_output=True,
+                         text=True, timeout=600)
+    assert ran.returncode == 0 and len(ran.stdout.splitlines()) == len(cards) == 8, ran.stdout + ran.stderr[-2000:]
+
+
+# Images of a size
+
+@pytest.mark.parametrize("name, size, said", [
+    ("alexnet", 32, "image_size can be 64 or 224"), ("maxvit_t", 100, "image_size can be 224"),
+    ("inception_v3", 64, "image_size can be 84 or 299"), ("vit_b_16", 100, "image_size can be 96 or 112 or 224"),
+    ("timm/levit_128s", 100, "image_size can be ")])
+def test_a_size_that_a_network_cannot_take_is_refused(name, size, said):
+    with pytest.raises(ValueError, match=f"^{name} cannot read images of {size} x {size} pixels .*{said}") as refused:
+        vision.classifier(name, 2, image_size=size, pretrained=False)
+    able = re.findall(r"\d+", str(refused.value).rpartition("can be")[2])
+    model = vision.classifier(name, 2, image_size=int(able[0]), pretrained=False)
+    assert model.preprocessing.image_size == int(able[0])
+
+
+def test_every_classifier_of_torchvision_has_a_name():
+    able = [family for family in families() if family.inputs == "image"]
+    for name in models.list_models(module=models):
+        found = [family for family in able if family.opens(name)]
+        assert len(found) == 1, name
+
+
+def test_timm_says_how_images_are_prepared():
+    wanted = timm.get_pretrained_cfg("vit_small_patch14_dinov2.lvd142m")
+    ours = open_backbone("timm/vit_small_patch14_dinov2.lvd142m", "image", False, image_size=70)
+    assert ours.preprocessing == dict(image_size=518, resize_size=518, mean=wanted.mean, std=wanted.std,
+                                      interpolation="bicubic")
+    assert ours.architecture == "vit_small_patch14_dinov2.lvd142m" and ours.features == 384
+
+
+# Weights of timm, where it looks for them
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "`hub(name, content)`: a file of weights where huggingface_hub keeps those of a network of timm; no network"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    def lay(name, content):
+        repository = tmp_path/f"models--timm--{name}"
+        folder = repository/"snapshots"/("0" * 40)
+        folder.mkdir(parents=True)
+        (repository/"refs").mkdir()
+        (repository/"refs"/"main").write_text("0" * 40)
+        (folder/"model.safetensors").write_bytes(content)
+    return lay
+
+
+tiny = "test_resnet.r160_in1k"
+
+
+def test_weights_of_timm_are_found_in_the_cache_of_the_hub(hub):
+    torch.manual_seed(7)
+    network = timm.create_model(tiny)
+    hub(tiny, serialize(network.state_dict()))
+    model = vision.classifier(f"timm/{tiny}", 3)
+    theirs = {name: t for name, t in network.state_dict().items() if not name.startswith("fc.")}
+    assert all(torch.equal(model.backbone.state_dict()[name], t) for name, t in theirs.items()) and len(theirs) > 20
+    assert model.head.out_features == 3
+
+
+def whole(): return serialize(timm.create_model(tiny).state_dict())
+def other_shapes(): return serialize({n: t[None] for n, t in timm.create_model(tiny).state_dict().items()})
+
+
+@pytest.mark.parametrize("content, said", [
+    (None, "neither where timm keeps them.*nor to be had from the network"),
+    (lambda: whole()[:9000], "are damaged, or do not fit.*delete them"), (lambda: b"", "are damaged"),
+    (lambda: b"<html>404</html>", "are damaged"), (other_shapes, "are damaged, or do not fit")],
+    ids=["offline", "half", "empty", "web page", "shapes"])
+def test_weights_of_timm_that_cannot_be_loaded(content, said, hub):
+    if content: hub(tiny, content())
+    with pytest.raises(OSError, match=f"^timm/{tiny}: its weights .*{said}") as refused:
+        vision.classifier(f"timm/{tiny}", 2)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("timm/resnet50.nowhere", "has no network 'resnet50.nowhere'. Nearest are resnet50"),
+    ("timm/convnxt_tiny", "Nearest are .*convnext_tiny")])
+def test_wrong_names_of_timm(name, said):
+    with pytest.raises(ValueError, match=said): vision.classifier(name, 2, pretrained=False)
+
+
+# Texts: the last real token, and the pooling that a network was trained with
+
+@pytest.mark.parametrize("kind", decoders)
+def test_padding_on_either_side_changes_nothing(kind, tokenizer):
+    model = text.TextClassifier(network_of(kind), tokenizer, 3).eval()
+    ids = model.encode([sentences[1]])[0]
+    def scores(before, after):
+        row = torch.cat([torch.full((before,), 7), ids, torch.full((after,), 7)])[None] # filled up with any token
+        mask = torch.tensor([[0] * before + [1] * len(ids) + [0] * after])
+        with torch.no_grad(): return model(row, mask)
+    assert model.pooling == "last"
+    for before, after in ((4, 0), (0, 4), (2, 3)):
+        assert torch.allclose(scores(before, after), scores(0, 0), atol=1e-5), (before, after)
+
+
+def test_a_decoder_needs_no_padding_token(tmp_path, tokenizer):
+    network_of("GPT2").save_pretrained(tmp_path)
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]")
+    assert bare.pad_token is None
+    bare.save_pretrained(tmp_path)
+    model = text.classifier(str(tmp_path), 2).eval()
+    short, long = model.encode(sentences[:2])
+    with torch.no_grad():
+        assert torch.allclose(model(**model.collate([short, long]))[:1], model(**model.collate([short])), atol=1e-5)
+
+
+@pytest.mark.parametrize("about, expected", [
+    (dict(pooling_mode_cls_token=True, pooling_mode_mean_tokens=False), "cls"),
+    (dict(pooling_mode="lasttoken"), "last"),
+    (dict(pooling_mode_mean_tokens=True, word_embedding_dimension=16), "mean"), (None, "mean"),
+    (dict(pooling_mode_max_tokens=True), "was trained with the pooling max, which is not known here")])
+def test_a_folder_of_sentence_transformers_says_its_pooling(about, expected, tmp_path, tokenizer):
+    network_of("Bert").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path/"1_Pooling").mkdir()
+    if about is not None: (tmp_path/"1_Pooling"/"config.json").write_text(json.dumps(about))
+    if expected in ("cls", "last", "mean"): assert text.classifier(str(tmp_path), 2).pooling == expected
+    else:
+        with pytest.raises(ValueError, match=expected): text.classifier(str(tmp_path), 2)
+    assert text.classifier(str(tmp_path), 2, pooling="mean").pooling == "mean"
+
+
+@pytest.mark.parametrize("kind, said", [
+    ("Albert", "its 2 layers are one set of weights"), ("T5", "whose blocks are not known"),
+    ("XLM", "are no row of equal modules")])
+def test_layers_that_are_no_row_are_refused(kind, said):
+    with pytest.raises(ValueError, match=said): blocks(network_of(kind))
+
+
+# Networks that no family knows
+
+class Strange(nn.Module):
+    "Lists its parts in another order than they run"
+    def __init__(self):
+        super().__init__()
+        self.late, self.early, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+    def forward(self, x): return self.last(self.late(self.early(x).relu()).relu())
+
+
+def test_an_unknown_network_says_how_it_can_be_cut():
+    with pytest.raises(ValueError, match=r"by hand.*blocks=\[.*\[model.early\].*freezing.guess_blocks\(model\)"):
+        blocks(Strange())
+    network = models.video.r3d_18(num_classes=2)
+    assert [block.name for block in guess_blocks(network)] == ["stem", *(f"layer{i}" for i in range(1, 5)), "head"]
+    assert freeze(network, 3, blocks=guess_blocks(network)).depth == 3
+
+
+def test_what_runs_after_something_that_learns_is_not_kept():
+    "Its output would not follow what is learnt"
+    network, points = Strange(), torch.randn(4, 4)
+    freeze(network, 1, blocks=guess_blocks(network))
+    with pytest.raises(cache.CannotCut, match="none of its frozen modules runs before what learns"):
+        cache.Cut(network, 1, list(points))
+    freeze(network, 2)
+    cut = cache.Cut(network, 2, list(points))
+    assert torch.allclose(cut.suffix(cut.states(points)), network(points), atol=1e-6)
+
+
+known = "resnet18", "mobilenet_v2", "vit_b_16", "swin_t", "timm/test_vit", "timm/test_convnext", "timm/test_byobnet", \
+        "timm/test_maxvit", "timm/test_nfnet", "timm/test_efficientnet"
+
+
+@pytest.mark.parametrize("name", known)
+def test_blocks_are_guessed(name, monkeypatch):
+    "And can be cut, as if a family knew them"
+    if name in smaller:
+        family = type(open_backbone(name, "image", pretrained=False, image_size=None).family)
+        monkeypatch.setattr(family, "make", lambda self, name, image_size: smaller[name]())
+    gates.can_be_guessed(gates.vision_of(name, 64 if name.startswith("timm") else 32))

@@ -138,6 +138,7 @@ def calls():
         "freezing.in_groups": lambda: dict(network=network()),
         "freezing.Sequentials": dict,
         "freezing.blocks": lambda: dict(model=network()),
+        "freezing.guess_blocks": lambda: dict(model=network()),
         "freezing.fingerprint": lambda: dict(part=network()),
         "freezing.set_frozen": lambda: dict(block=freezing.Block("head", [nn.Linear(2, 2)]), frozen=True),
         "freezing.live_batchnorms": lambda: dict(model=network()),

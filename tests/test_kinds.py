@@ -1,10 +1,12 @@
-"""A kind of task and a family that are defined in a test file: everything works with them, and nothing knows them."""
+"""A kind of task, and a family of backbones, that are defined in files of tests: everything works with them."""
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ import torch
 
 import finetune_nb
 from conftest import root
-from finetune_nb import depth, evaluate, fit, freeze, saving
+from finetune_nb import depth, evaluate, fit, freeze, saving, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
+from mosaic import Mosaic # which registers its family
 from points import H, Finder, Points
 from test_processes import launchers
 
@@ -37,16 +40,53 @@ def sky(dtype=torch.float32):
     return Task("sky", "picture", Points(), stars(40, 0, dtype), stars(30, 1, dtype), stars(30, 2, dtype))
 
 
-def finder(depth=1, seed=0, dtype=torch.float32):
+def finder(frozen, seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
     model = Finder().to(dtype)
-    freeze(model, depth)
+    freeze(model, frozen)
     return model
 
 
-def test_it_is_short():
-    assert len((root/"tests"/"points.py").read_text().splitlines()) <= 70 and "points" not in "".join(
-        file.read_text() for file in (root/"finetune_nb").rglob("*.py") if "class Points" in file.read_text())
+def halves(count, seed):
+    "Bright left or bright right"
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (count, 3, 32, 32), generator=random, dtype=torch.uint8)
+    labels = torch.arange(count) % 2
+    for image, label in zip(images, labels): image[:, :, 16 * label:16 * label + 16] += 60
+    return Examples(images, labels)
+
+
+def sides(dtype=None): return Task("sides", "image", ["left", "right"], halves(40, 0), halves(30, 1), halves(30, 2))
+
+
+def tiny(frozen, seed=0, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = vision.classifier("mosaic-tiny", 2, seed=seed).to(dtype)
+    freeze(model, frozen)
+    return model
+
+
+@dataclass
+class Own:
+    make: Callable # takes a depth, a seed and a type
+    task: Callable # takes a type
+    score: str
+    blocks: list
+    most_lines: int # of its class, in its file
+
+owns = {"points": Own(finder, sky, "f1", ["first", "second", "head"], 70),
+        "mosaic": Own(tiny, sides, "accuracy", ["stem", "layer1", "layer2", "head"], 50)}
+
+
+@pytest.fixture(params=owns)
+def own(request): return owns[request.param]
+
+
+@pytest.mark.parametrize("name", owns)
+def test_it_is_short_and_known_to_nobody(name):
+    assert len((root/"tests"/f"{name}.py").read_text(encoding="utf-8").splitlines()) <= owns[name].most_lines
+    ours = "".join(file.read_text(encoding="utf-8") for file in (root/"finetune_nb").rglob("*.py"))
+    assert "mosaic" not in ours.lower() and "class Points" not in ours
 
 
 def test_targets_are_checked():
@@ -56,40 +96,38 @@ def test_targets_are_checked():
         Task("sky", "picture", Points(), inside, outside, inside)
 
 
-@pytest.mark.parametrize("frozen", [1, 2])
-def test_the_cache_is_exact(frozen):
-    "In float64, for 50 steps and more, to 1e-9, though the loss draws at random and the forward pass looks at targets"
+@pytest.mark.parametrize("name, frozen", [(name, i) for name in owns for i in range(1, len(owns[name].blocks))])
+def test_the_cache_is_exact(name, frozen):
+    "In float64, for 50 steps and more, to 1e-9, dropout, random losses and all; and what is frozen stays"
+    own = owns[name]
     def run(cache):
-        model = finder(frozen, dtype=torch.float64)
-        history = fit(model, sky(torch.float64), cache=cache, **how | dict(epochs=8))
+        model = own.make(frozen, dtype=torch.float64)
+        before = [fingerprint(block) for block in blocks(model)]
+        history = fit(model, own.task(torch.float64), cache=cache, precision="fp32", **how | dict(epochs=8))
+        moved = [a != b for a, b in zip(before, map(fingerprint, blocks(model)))]
+        assert moved == [i >= frozen for i in range(len(own.blocks))]
         return np.array(history.train_loss), history.prefix, model
     (ours, prefix, model), (theirs, none, _) = run(True), run(False)
     assert "run once for 70 examples" in prefix and not none and not np.isnan(ours).any()
     assert np.abs(ours / theirs - 1).max() < 1e-9
-    assert evaluate(model, sky(torch.float64).test).scores.keys() == {"f1"}
+    assert own.score in evaluate(model, own.task(torch.float64).test).scores
 
 
-def test_frozen_blocks_stay():
-    model = finder(2)
-    before = [fingerprint(block) for block in blocks(model)]
-    fit(model, sky(), **how)
-    assert [fingerprint(block) == old for block, old in zip(blocks(model), before)] == [True, True, False]
-
-
-def job(folder, out, kill_at=None):
+def job(name, folder, out, kill_at=None):
     torch.set_num_threads(1)
-    model, steps = finder(1), []
+    model, steps = owns[name].make(1), []
     def count(*_):
         steps.append(1)
         if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    model.head.register_forward_pre_hook(count)
-    history = fit(model, sky(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
+    blocks(model)[-1].modules[-1].register_forward_pre_hook(count)
+    history = fit(model, owns[name].task(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path): # what is spawned, not forked, has autograd threads of its own
+@pytest.mark.parametrize("name", owns)
+def test_killed_and_resumed(name, tmp_path): # what is spawned, not forked, has autograd threads of its own
     def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
+        child = multiprocessing.get_context("spawn").Process(target=job, args=(name, *args))
         child.start()
         child.join()
         return child.exitcode
@@ -102,26 +140,27 @@ def test_killed_and_resumed(tmp_path): # what is spawned, not forked, has autogr
 
 script = """
 import json, sys
-sys.path[:0] = sys.argv[2:]
+out, name, *sys.path[:0] = sys.argv[1:]
 import torch
 torch.set_num_threads(1)
-from test_kinds import evaluate, finder, fit, how, sky
-model = finder(2, dtype=torch.float64) # each process draws its own masks of dropout, and has its own batch norms
-history = fit(model, sky(torch.float64), **how)
 from accelerate import PartialState
+from test_kinds import fit, how, owns
+model = owns[name].make(2, dtype=torch.float64) # each process has its own masks of dropout, and its own batch norms
+history = fit(model, owns[name].task(torch.float64), **how)
 told = json.dumps([history.train_loss, history.validation_score])
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
+with open(f"{out}/rank{PartialState().process_index}.json", "w") as file: file.write(told)
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes(tmp_path, quiet):
+@pytest.mark.parametrize("name", owns)
+def test_two_processes(name, tmp_path, quiet):
     found = {}
     for launcher in "one", "torchrun":
         folder = tmp_path/launcher
         folder.mkdir()
         (folder/"script.py").write_text(script)
-        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), str(root), str(root/"tests")]
+        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), name, str(root), str(root/"tests")]
         env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -130,29 +169,32 @@ def test_two_processes(tmp_path, quiet):
     assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
 
 
-def test_swept_over_depths():
+def test_swept_over_depths(own):
     more = dict(epochs=2, strategy="all", precision="fp32", progress=False)
-    swept = depth.sweep(lambda seed: finder(0, seed), sky(), seeds=2, **more)
+    swept = depth.sweep(lambda seed: own.make(0, seed), own.task(), seeds=2, **more)
     found = swept.recommend()
-    assert swept.scores == ["f1"] and len(swept.rows) == 6 and len(found.interval) == 2
+    assert swept.scores[0] == own.score and swept.blocks == own.blocks and len(found.interval) == 2
+    assert len(swept.rows) == 2 * len(own.blocks)
     again = depth.Sweep.from_json(swept.to_json())
     assert again.recommend() == found and list(again.right(0)[0]) == pytest.approx(list(swept.right(0)[0]), abs=1e-4)
     swept.plot()
 
 
-def test_saved_loaded_and_predicted(tmp_path):
-    model, task = finder(1), sky()
+def test_saved_loaded_and_predicted(own, tmp_path):
+    model, task = own.make(1), own.task()
     history = fit(model, task, **how)
     saving.save(tmp_path/"m", model, task, history, evaluate(model, task.test))
     loaded = finetune_nb.load(tmp_path/"m")
     assert fingerprint(loaded.model) == fingerprint(model) and loaded.model.objective == model.objective
-    expected = predict(model, task.test.inputs)
-    assert loaded.predict(list(task.test.inputs[:3])).answer.tolist() == expected[:3]
-    assert "f1" in (tmp_path/"m"/"README.md").read_text()
+    again, expected = predict(loaded.model, task.test.inputs), predict(model, task.test.inputs)
+    assert np.allclose(again, expected) if own.score == "accuracy" else again == expected
+    if own.score == "f1": assert loaded.predict(list(task.test.inputs[:3])).answer.tolist() == expected[:3]
+    else: assert isinstance(loaded.model.backbone, Mosaic) and loaded.model.name == "mosaic-tiny"
+    assert own.score in (tmp_path/"m"/"README.md").read_text()
 
 
-def test_the_explorer_shows_it():
+def test_the_explorer_shows_it(own):
     from finetune_nb.widgets import FreezeExplorer
-    explorer = FreezeExplorer(finder(0), sky(), steps=6)
+    explorer = FreezeExplorer(own.make(0), own.task(), steps=6)
     trial = explorer.run(1)
-    assert 0 <= trial.scores["f1"] <= 1 and "f1" in explorer.picture.value.lower()
+    assert 0 <= trial.scores[own.score] <= 1 and own.score in explorer.picture.value.lower()

@@ -108,7 +108,7 @@ def test_transformers_loads_a_pooler_and_refuses_a_mean(saved_text):
     if pooling == "mean":
         with pytest.raises((ValueError, OSError)): AutoModelForSequenceClassification.from_pretrained(folder)
         card = (folder/"README.md").read_text(encoding="utf-8")
-        assert "no class of Transformers for sequence classification does" in card
+        assert "No class of Transformers for sequence classification does" in card
         return
     theirs, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

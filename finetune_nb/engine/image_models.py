@@ -45,8 +45,8 @@ class ImageFiles(Model):
              )->str: # Markdown
         "How a saved model is used, here and elsewhere."
         p, elsewhere = about["preprocessing"], ""
-        if isinstance(self.head, nn.Linear):
-            elsewhere = family_of_saved(about, self.inputs).usage(about, self.head.out_features)
+        if isinstance(self.head, nn.Linear | nn.Conv2d):
+            elsewhere = family_of_saved(about, self.inputs).usage(about, len(self.head.weight))
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
         wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
                  f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "
@@ -68,8 +68,7 @@ class ImageModel(ImageFiles):
         self.head_path, self.augment = backbone.head_path, augment
         head, self.objective = head_for(backbone.features, wanted, spread=0.01)
         self.backbone = backbone.network
-        parent, _, last = self.head_path.rpartition(".")
-        setattr(self.backbone.get_submodule(parent), last, head)
+        backbone.family.put_head(self.backbone, head)
         self.backbone.to(memory_format=torch.channels_last) # the same numbers, in the order that is fastest on a CPU
 
     @property

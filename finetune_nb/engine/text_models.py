@@ -75,6 +75,7 @@ class TextModel(TextFiles):
             raise ValueError(f"max_length must be between 3 and {longest}, got {max_length}.")
         self.max_length = max_length or min(128, longest or 128)
         self.backbone, self.tokenizer, self.features = backbone.network, tokenizer, backbone.features
+        self.wants_positions = backbone.family.wants_positions(backbone.network)
 
     def encode(self, texts:Sequence[str] # N
               )->list[torch.Tensor]: # N times int64[T]
@@ -83,6 +84,12 @@ class TextModel(TextFiles):
             raise ValueError(f"This model reads texts, got {type(wrong[0]).__name__}: give a list of strings.")
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
         return [torch.tensor(own, dtype=torch.long) for own in ids]
+
+    def positions(self, attention_mask:torch.Tensor # int[B, T]
+                 )->dict[str, torch.Tensor]:
+        "The place of each token in its text, for a network that would count the padding before it."
+        if not self.wants_positions: return {}
+        return dict(position_ids=(attention_mask.long().cumsum(1) - 1).clamp(min=0))
 
     def samples(self, count):
         return self.encode(["one", "two words", "three words here, and then some more of them"][3 - count:])
@@ -96,6 +103,37 @@ class TextModel(TextFiles):
         ids = pad_sequence(parts, batch_first=True, padding_value=padding)
         if length and length > ids.shape[1]: ids = F.pad(ids, (0, length - ids.shape[1]), value=padding)
         return dict(input_ids=ids, attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long())
+
+# %% ../../nbs/engine/28_text_models.ipynb #2ac95d17
+_with_pipeline = ('In plain Transformers:\n\n```python\nfrom transformers import pipeline\n\n'
+                  'pipeline("text-classification", "DIR")("a text", truncation=True)\n```')
+_pooled = {"mean": "(vectors * mask).sum(1) / mask.sum(1)",
+           "cls": "vectors[torch.arange(len(vectors)), mask[..., 0].argmax(1)]",
+           "last": "vectors[torch.arange(len(vectors)), mask[..., 0].cumsum(1).argmax(1)]"}
+_placed = ", position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0)"
+_with_lines = """No class of Transformers for sequence classification does with the tokens' vectors what it does, so
+`AutoModelForSequenceClassification` cannot load it, and there is no `config.json`. In plain Transformers it is:
+
+```python
+import json, torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+about, tokenizer = json.load(open("DIR/model.json")), AutoTokenizer.from_pretrained("DIR")
+
+class Classifier(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = AutoModel.from_config(AutoConfig.for_model(**about["backbone"]), **about["options"])
+        self.head = torch.nn.Linear({1}, {2})
+    def forward(self, input_ids, attention_mask, **more):
+        mask = attention_mask[..., None]
+        vectors = self.backbone(input_ids=input_ids, attention_mask=attention_mask{3}).last_hidden_state
+        return self.head({0})
+
+model = Classifier().eval()
+model.load_state_dict(load_file("DIR/model.safetensors"))
+```"""
 
 # %% ../../nbs/engine/28_text_models.ipynb #e63ac572
 class PooledTextModel(TextModel):
@@ -111,13 +149,10 @@ class PooledTextModel(TextModel):
     def usage(self, about:dict # what `model.json` says
              )->str: # Markdown
         "How a saved model is used, here and elsewhere."
-        theirs = about["pooling"] == "pooler" and isinstance(self.head, nn.Linear)
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["a text"], top=3)\n```'
-        return f"{ours}\n\nor `finetune-nb predict DIR texts.txt`. {_with_pipeline if theirs else _with_nothing_else}"
-
-_with_pipeline = ('In plain Transformers:\n\n```python\nfrom transformers import pipeline\n\n'
-                  'pipeline("text-classification", "DIR")("a text", truncation=True)\n```')
-_with_nothing_else = (
-    "It takes the mean over the tokens, which no class of Transformers for sequence classification does, so "
-    "`AutoModelForSequenceClassification` cannot load it, and there is no `config.json` that would let it try. "
-    'A model made with `pooling="pooler"` can be loaded there. The tokenizer beside it is Transformers\' own.')
+        elsewhere = ""
+        if isinstance(self.head, nn.Linear):
+            parts = self.head.in_features, self.head.out_features, _placed if self.wants_positions else ""
+            if about["pooling"] == "pooler": elsewhere = _with_pipeline
+            else: elsewhere = _with_lines.format(_pooled[about["pooling"]], *parts)
+        return f"{ours}\n\nor `finetune-nb predict DIR texts.txt`. {elsewhere}"

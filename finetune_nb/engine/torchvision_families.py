@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['state_dict_of', 'misfits', 'first_of', 'load_backbone', 'published', 'Torchvision', 'Embedded', 'ResNets', 'VGGs',
            'stem_and_stages', 'ConvNeXts', 'EfficientNets', 'MobileNets', 'DenseNets', 'RegNets', 'ViTs', 'Swins',
-           'recognised', 'Files']
+           'OfOneSize', 'WithAuxiliaryHeads', 'OtherClassifiers', 'recognised', 'Files']
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #c16ffab1
 import json
@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import finetune_nb
-from .families import Backbone, Family, Rates, family_of_saved, refuse_wrong_hash, register
-from ..freezing import Block, in_groups
+from .families import (Backbone, Family, Rates, families, family_of_saved, refuse_size,
+                                         refuse_wrong_hash, register)
+from ..freezing import Block, guess_blocks, in_groups
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #11baa153
 def state_dict_of(file:Path # safetensors, or what `torch.save` wrote
@@ -94,7 +95,6 @@ class Torchvision(Family):
     inputs = "image"
     network = "" # the name of their class
     sizes = () # their names, the most usual first
-    learning_rate = 1e-3 # measured with ResNet-18; not measured for the others that have BatchNorm
     draws = 1 # how often weights are drawn, of which the last are used
 
     def names(self): return list(self.sizes)
@@ -103,7 +103,8 @@ class Torchvision(Family):
         theirs = [c.__name__ for c in type(network).__mro__ if c.__module__.startswith("torchvision.")]
         return self.network in theirs
 
-    def rates(self, network): return Rates(self.learning_rate, 5e-3, 1e-2)
+    def blocks(self, network): return guess_blocks(network)
+    def rates(self, network): return Rates.suiting(network) # measured with ResNet-18, but not with the others
 
     def make(self, name:str, # one of `sizes`
              image_size:int, # pixels, for those that are made for one size
@@ -119,6 +120,7 @@ class Torchvision(Family):
         preprocessing = dict(image_size=wanted.crop_size[0], resize_size=wanted.resize_size[0], mean=tuple(wanted.mean),
                              std=tuple(wanted.std), interpolation=wanted.interpolation.value)
         size = image_size or preprocessing["image_size"]
+        refuse_size(lambda size: self.make(name, size), name, size, preprocessing["image_size"])
         for _ in range(1 if pretrained else self.draws): network = self.make(name, size)
         if pretrained:
             tensors, file = published(name, weights)
@@ -193,9 +195,9 @@ class ResNets(Torchvision):
 class VGGs(Torchvision):
     title = network = "VGG"
     sizes = "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"
-    learning_rate = 1e-4 # most have no norm at all
 
     def knows(self, network): return any(c.__name__ == self.network for c in type(network).__mro__)
+    def rates(self, network): return Rates(1e-4, 5e-3, 1e-2) # most have no norm at all
 
     def blocks(self, network):
         convolutions, classifier = [[]], network.classifier
@@ -220,7 +222,6 @@ def stem_and_stages(features:nn.Sequential # a stem, and stages with what shrink
 class ConvNeXts(Torchvision):
     title = network = "ConvNeXt"
     sizes = "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"
-    learning_rate = 1e-4
 
     def blocks(self, network):
         return [*stem_and_stages(network.features), Block("head", [network.avgpool, network.classifier])] # its norm too
@@ -270,7 +271,7 @@ class DenseNets(Torchvision):
 class RegNets(Torchvision):
     title = network = "RegNet"
     sizes = tuple(f"regnet_{kind}_{size}" for kind in "yx"
-                  for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf"))
+                  for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")) + ("regnet_y_128gf",)
 
     def blocks(self, network):
         stages = [Block(name, [stage]) for name, stage in network.trunk_output.named_children()]
@@ -280,14 +281,10 @@ class RegNets(Torchvision):
 @register
 class ViTs(Torchvision):
     title, network = "ViT", "VisionTransformer"
-    sizes = "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32"
-    learning_rate = 1e-4
+    sizes = "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"
 
     def make(self, name, image_size):
         from torchvision.models import get_model
-        patch = int(name.rpartition("_")[2])
-        if image_size % patch:
-            raise ValueError(f"image_size must be a multiple of {patch} pixels for {name}, got {image_size}.")
         return get_model(name, image_size=image_size)
 
     def adapted(self, tensors, network):
@@ -312,12 +309,60 @@ class ViTs(Torchvision):
 class Swins(Torchvision):
     title, network = "Swin", "SwinTransformer"
     sizes = "swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"
-    learning_rate = 1e-4
 
     def blocks(self, network):
         found = stem_and_stages(network.features)
         found[-1].modules.append(network.norm)
         return [*found, Block("head", [network.permute, network.avgpool, network.flatten, network.head])]
+
+# %% ../../nbs/engine/16_torchvision_families.ipynb #5653414f
+@register
+class OfOneSize(Torchvision):
+    "Made for images of one size, which it is told when it is made."
+    sizes = ("maxvit_t",)
+    network = "MaxVit"
+
+    def make(self, name, image_size):
+        from torchvision.models import get_model
+        return get_model(name, input_size=(image_size, image_size))
+
+    def arguments(self, about, outputs):
+        size = about["preprocessing"]["image_size"]
+        return f"num_classes={outputs}, input_size=({size}, {size})"
+
+@register
+class WithAuxiliaryHeads(Torchvision):
+    "Heads that only helped to train it are left out."
+    sizes = "inception_v3", "googlenet"
+
+    def knows(self, network):
+        return hasattr(network, "aux_logits") and type(network).__module__.startswith("torchvision.")
+
+    def make(self, name, image_size):
+        from torchvision.models import get_model
+        return get_model(name, aux_logits=False, transform_input=True, init_weights=True)
+
+    def adapted(self, tensors, network):
+        return {name: t for name, t in tensors.items() if not name.lower().startswith("aux")}
+
+    def arguments(self, about, outputs):
+        return f"num_classes={outputs}, aux_logits=False, transform_input=True, init_weights=False"
+
+@register
+class OtherClassifiers(Torchvision):
+    "Whatever else torchvision has for classes of images."
+    title = "all other classifiers of torchvision"
+
+    @property
+    def sizes(self):
+        from torchvision import models
+        known = {name for family in families() if isinstance(family, Torchvision) and family is not self
+                 for name in family.sizes}
+        return [name for name in models.list_models(module=models) if name not in known]
+
+    def knows(self, network):
+        theirs = [c.__module__.split(".") for c in type(network).__mro__]
+        return any(path[:2] == ["torchvision", "models"] and len(path) == 3 for path in theirs)
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #37947cc1
 def recognised(tensors:dict[str, torch.Tensor],
