@@ -89,7 +89,8 @@ class TextTable:
 class Reading:
     "How it reads texts."
     task:option(Optional[str], "`topics` or `citations`, which are built in. [default: `topics`]") = None # built in
-    pooling:option(Optional[str], "`mean`, `cls` or `last` of the tokens, or `pooler`. [default: as suits the backbone]") = None # of tokens
+    pooling:option(Optional[str], "`mean`, `cls` or `last` of the tokens, or `pooler`. "
+                   "[default: as suits the backbone]") = None # of tokens
     word_shape:option(Optional[bool], "For tags: look at capitals, too. [default: if the backbone loses them]",
                       "--word-shape/--no-word-shape") = None # seen?
 
