@@ -217,7 +217,10 @@ sys.path[:0] = sys.argv[3:]
 import torch
 torch.set_num_threads(1)
 from test_tagging import fit, how, tagger, task_of_stories
-history = fit(tagger(sys.argv[2], 2, torch.float64, dropout=0.0), task_of_stories(), **how | dict(epochs=3))
+model = tagger(sys.argv[2], 2, torch.float64, dropout=0.0)
+for module in model.modules(): # each process has its own masks
+    if isinstance(module, torch.nn.Dropout): module.p = 0.0
+history = fit(model, task_of_stories(), **how | dict(epochs=3))
 from accelerate import PartialState
 told = json.dumps([history.train_loss, history.validation_score])
 open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
