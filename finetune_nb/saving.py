@@ -250,8 +250,8 @@ def _write_onnx(model:Model, given:dict[str, torch.Tensor], file:Path) -> list[s
     names = list(outputs) if isinstance(outputs, dict) else ["scores"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # about names of axes that are equal, and of no use to anybody
-        try: torch.onnx.export(model, kwargs=given, f=str(file), input_names=list(given), output_names=names, dynamo=True,
-                               dynamic_shapes={name: axes for name in given}, external_data=False, verbose=False)
+        how = dict(dynamo=True, external_data=False, verbose=False, dynamic_shapes=dict.fromkeys(given, axes))
+        try: torch.onnx.export(model, kwargs=given, f=str(file), input_names=list(given), output_names=names, **how)
         except Exception as error: # of whichever of the exporter's steps
             raise ValueError("PyTorch cannot write this network as ONNX for any number of examples "
                              f"({type(error).__name__}): use another backbone, or the saved model as it is.") from error

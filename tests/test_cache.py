@@ -413,15 +413,37 @@ def test_a_shortcut_past_the_cut_is_kept_too():
         assert "run once" in kept.prefix and kept.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
 
 
+class Remembers(nn.Linear):
+    "A layer that keeps what it gave"
+    def forward(self, x):
+        self.given = super().forward(x)
+        return self.given
+
+
 class Looks(nn.Sequential):
-    "A network that looks into its own weights"
-    def forward(self, x): return self[1](self[0](x)) * self[0].weight.mean()
+    "A network that looks at what a layer of it keeps"
+    def forward(self, x): return self[1](self[0](x)) * self[0].given.mean()
+
+
+class Weighs(nn.Sequential):
+    "A network that takes a layer twice, and looks at its weights"
+    def forward(self, x): return self[2](self[1](self[0](self[0](x)))) * self[0].weight.mean()
+
+
+def test_frozen_layers_are_asked_for_weights_and_called_twice():
+    task = same(Examples(torch.randn(12, 4), [0, 1] * 6), ["a", "b"], "points")
+    def make():
+        torch.manual_seed(0)
+        return Weighs(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert paths(Cut(make(), 2, list(task.train.inputs[:2]))) == ["network.1"]
+    whole, kept = (losses(make(), task, 2, **how) for how in (dict(cache=False), dict()))
+    assert "run once" in kept.prefix and kept.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
 
 
 def test_what_cannot_be_cut_trains_all_the_same():
     torch.manual_seed(0)
     task = same(Examples(torch.randn(12, 4), [0, 1] * 6), ["a", "b"], "points")
-    freeze(model := Looks(nn.Linear(4, 4), nn.Linear(4, 2)), 1)
+    freeze(model := Looks(Remembers(4, 4), nn.Linear(4, 2)), 1)
     history = fit(model, task, epochs=2, progress=False)
     assert len(history.epochs) == 2 and "cannot be cut at depth 1" in history.prefix
     class Joined(nn.Linear):
@@ -442,11 +464,11 @@ def test_a_head_that_answers_nothing_yet_hides_no_wrong_cut():
     assert len(Cut(model, 2, few).sources) == 2
     class Beside(nn.Sequential):
         def forward(self, x): return self[2](self[1](self[0](x)) + x)
-    model = Beside(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = Beside(Remembers(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     nn.init.zeros_(model[2].weight), nn.init.zeros_(model[2].bias)
     assert Cut(model, 1, few).needs_inputs
     class Hidden(nn.Sequential):
-        def forward(self, x): return self[2](self[1](self[0](x)) + self[0].weight.sum())
+        def forward(self, x): return self[2](self[1](self[0](x)) + self[0].given.sum())
     model = Hidden(*model)
     with pytest.raises(CannotCut): Cut(model, 1, few)
 

@@ -145,8 +145,9 @@ import torch
 torch.set_num_threads(1)
 from accelerate import PartialState
 from test_kinds import fit, how, owns
-model = owns[name].make(2, dtype=torch.float64) # each process has its own masks of dropout, and its own batch norms
-history = fit(model, owns[name].task(torch.float64), **how)
+own = owns[name] # of blocks each process has its own masks of dropout, and its own batch norms: the head alone
+model = own.make(len(own.blocks) - 1, dtype=torch.float64)
+history = fit(model, own.task(torch.float64), **how)
 told = json.dumps([history.train_loss, history.validation_score])
 with open(f"{out}/rank{PartialState().process_index}.json", "w") as file: file.write(told)
 if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()

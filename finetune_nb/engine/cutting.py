@@ -19,11 +19,16 @@ from ..freezing import Block
 
 # %% ../../nbs/engine/26_cutting.ipynb #8865ee35
 class StandIn(nn.Module):
-    "Stands where a frozen module stood."
-    def __init__(self, module:nn.Module):
+    "Stands where a frozen module stood, and is asked for what that one knew before it ran."
+    def __init__(self, module:nn.Module, known:Mapping):
         super().__init__()
-        self.stood = [module] # in a list, for its weights are none of ours
-    def __getattr__(self, name): return getattr(*self.__dict__.get("stood", [None]), name) # what else it is asked for
+        self.stood = module, known # in a tuple, for its weights are none of ours
+
+    def __getattr__(self, name):
+        module, known = self.__dict__.get("stood", (None, {}))
+        own = vars(module) if module else {}
+        if name in own and own[name] is not known.get(name): raise AttributeError(f"{name} is of another batch")
+        return getattr(module, name)
 
 class Recall(StandIn):
     "Answers with kept states."
@@ -45,11 +50,12 @@ def hollow(tree, # of tensors
 
 class Ghost(StandIn):
     "Answers where nobody reads."
-    def __init__(self, module:nn.Module, tree): # and what the module gave once
-        super().__init__(module)
+    def __init__(self, module:nn.Module, known:Mapping, tree): # and what the module gave once
+        super().__init__(module, known)
         self.tree, self.inputs, self.tokens = hollow(tree), None, None
     def forward(self, *inputs, **more): return hollow(self.tree, self.inputs, self.tokens)
 
+# %% ../../nbs/engine/26_cutting.ipynb #5b1e77d0
 class Suffix(nn.Module):
     "What learns: from states to outputs."
     def __init__(self,
@@ -106,8 +112,8 @@ class Halves:
             if self._works(read, needs_inputs): yield read
 
     def _suffix(self, read:Sequence[nn.Module]) -> Suffix:
-        recalls = {module: Recall(module) for module in read}
-        ghosts = {module: Ghost(module, output) for module, output in self.outputs.items() if module not in recalls}
+        recalls = {m: Recall(m, self.known[m]) for m in read}
+        ghosts = {m: Ghost(m, self.known[m], output) for m, output in self.outputs.items() if m not in recalls}
         about = hollow(self.inputs), self.count, self.tokens
         return Suffix(twin(self.model, recalls | ghosts), list(recalls.values()), list(ghosts.values()), *about).eval()
 
@@ -152,6 +158,7 @@ class Trial(Halves):
         self.paths = {module: path for path, module in model.named_modules()}
         # an untrained head hides differences, so what goes into the last layer is compared as well
         self.end = [m for m in self.head if next(m.parameters(), None) is not None][-1]
+        self.known = {module: dict(vars(module)) for module in inside(found[:depth])}
         self.outputs = {} # of the outermost frozen modules that are called, in this order
         hooks = self._hooks(inside(found[:depth]), inside(found[depth:]))
         try: self.expected = self._seen(model, lambda network: network.call(self.inputs))
@@ -175,9 +182,10 @@ class Trial(Halves):
         def enter(module, _): running.append(module)
         def leave(module, _, output):
             running.pop()
-            if begun or not running and module in called: self.outputs.pop(module, None) # no single answer is right
-            elif not running: self.outputs[module] = tree_map(same, output)
-            if not running: called.add(module)
+            if module in self.outputs: # no single answer is right
+                if not alike(output, self.outputs[module], 0): del self.outputs[module]
+            elif not (running or begun or module in called): self.outputs[module] = tree_map(same, output)
+            called.add(module)
         def begin(module, _): begun.append(module)
         learners = [m for m in learning if next(m.parameters(recurse=False), None) is not None]
         around = [hook for m in frozen for hook in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
