@@ -177,8 +177,8 @@ def set_frozen(block:Block,
     for module in (inner for module in block.modules for inner in module.modules()):
         hook = module.__dict__.pop("_eval_hook", None)
         if hook: hook.remove()
-        if frozen: module.eval()._eval_hook = module.register_forward_pre_hook(stay_in_eval)
-        elif hook: module.train(training)
+        if frozen: module._eval_hook = module.register_forward_pre_hook(stay_in_eval)
+        if frozen or hook: module.train(training and not frozen)
 
 def _is_frozen(block):
     return (not any(p.requires_grad for p in block.parameters())

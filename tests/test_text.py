@@ -191,7 +191,7 @@ def test_a_saved_model_comes_back_and_one_of_before_too(family, pooling, tmp_pat
         again = text.TextClassifier.load(folder, said, tensors).eval()
         assert again.objective == objective and again.max_length == 20
         with torch.no_grad(): assert torch.equal(again(**batch), model(**batch))
-        assert ("plain Transformers" in again.usage(said)) == (pooling == "pooler") == (folder/"config.json").exists()
+        assert ("import pipeline" in again.usage(said)) == (pooling == "pooler") == (folder/"config.json").exists()
     if pooling == "mean": return
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder/"model.safetensors", {"format": "pt"})
     theirs, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)

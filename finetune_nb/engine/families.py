@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Rates', 'Map', 'Opens', 'Family', 'run_on_meta', 'measured_maps', 'size_fault', 'refuse_size', 'Backbone', 'register',
            'families', 'embedded', 'is_installed', 'family_of', 'family_called', 'family_of_saved', 'open_backbone',
-           'as_backbone', 'adopt', 'shaped_like', 'head_for', 'refuse_wrong_hash']
+           'as_backbone', 'adopt', 'with_versions', 'shaped_like', 'head_for', 'refuse_wrong_hash']
 
 # %% ../../nbs/engine/15_families.ipynb #e1880cd7
 import hashlib
 import importlib.metadata
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -304,6 +305,14 @@ def adopt(model:nn.Module, # of ours
     model.learning_rate, model.head_learning_rate, model.head_only_learning_rate = backbone.rates
 
 # %% ../../nbs/engine/15_families.ipynb #c13ac3bb
+def with_versions(tensors:dict[str, torch.Tensor], # of a file
+                  network:nn.Module, # that they are for
+                 )->OrderedDict: # a state dict
+    "Files lose the versions of a network's modules, and some networks ask for them."
+    state = OrderedDict(tensors)
+    state._metadata = getattr(tensors, "_metadata", network.state_dict()._metadata)
+    return state
+
 def shaped_like(head:nn.Module, # new
                 last:nn.Module, # the layer that it replaces
                )->nn.Module: # the head; of the same kind and with the same parameters as that layer

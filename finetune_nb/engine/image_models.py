@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .families import Backbone, adopt, as_backbone, family_called, family_of_saved, head_for
+from .families import (Backbone, adopt, as_backbone, family_called, family_of_saved, head_for,
+                                         with_versions)
 from .models import Model
 from .objective import objective_of
 
@@ -38,7 +39,7 @@ class ImageFiles(Model):
         with torch.random.fork_rng(devices=[]):
             backbone = family_of_saved(about, cls.inputs).rebuild(about, folder)
             model = cls(backbone, wanted, about["preprocessing"])
-        model.backbone.load_state_dict(tensors)
+        model.backbone.load_state_dict(with_versions(tensors, model.backbone))
         return model
 
     def usage(self, about:dict # what `model.json` says

@@ -90,4 +90,4 @@ class Regression(Objective):
         scores = dict(r2=r_squared(answers, targets), mean_absolute_error=float(away.mean()))
         return NumberEvaluation(answers, targets, losses, 1 / (1 + away / self.typical_error), scores)
 
-    def said(self, answer, top=1): return dict(value=float(answer))
+    def said(self, answer, top=1, given=None): return dict(value=float(answer))

@@ -41,7 +41,8 @@ def key_of(cut, # a cut, or anything with its `model` and `blocks`
     versions = [version(library) for library in ("torch", "torchvision", "transformers")]
     network = [f"{block.name} {fingerprint(block)} {block.modules}" for block in cut.blocks]
     configs = [str(module.config) for module in cut.model.modules() if hasattr(module, "config")]
-    parts = [contents, network, source.place, source.per, list(dict.fromkeys(configs)), list(how), versions]
+    where = source.place, source.per, source.last
+    parts = [contents, network, *where, list(dict.fromkeys(configs)), list(how), versions]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 # %% ../../nbs/engine/25_prefix.ipynb #00f2591a
@@ -74,10 +75,14 @@ class Store:
         if view == self.views - 1: self.done = [at + len(x) for at, x in zip(self.done, rows)]
 
     def _room(self, i:int, first:torch.Tensor, budget:int) -> torch.Tensor:
-        shape = self.views * self.counts[i], *first.shape[1:]
-        if self.files is not None: return mapped(self.parts()[i], shape, first.dtype)
+        shape = self.views * self.counts[i], *(first[0].movedim(0, -1) if self.source.last[i] else first[0]).shape
+        if self.files is not None: return self._seen(i, mapped(self.parts()[i], shape, first.dtype))
         small = int(np.prod(shape)) * first.dtype.itemsize <= budget
-        return torch.empty(shape, dtype=first.dtype) if small else temporary(shape, first.dtype)
+        return self._seen(i, torch.empty(shape, dtype=first.dtype) if small else temporary(shape, first.dtype))
+
+    def _seen(self, i:int, values:torch.Tensor) -> torch.Tensor:
+        "As the network sees what lies in memory: dropout draws in that order."
+        return values.movedim(-1, 1) if self.source.last[i] else values
 
     def parts(self) -> list[Path]:
         "The files while they are written."
@@ -92,7 +97,8 @@ class Store:
     def find(self) -> bool:
         "Files of an earlier run, if all are there."
         if self.files is None or not all(file.exists() for file in self.files): return False
-        self.values = [torch.from_numpy(np.load(file, mmap_mode="c")) for file in self.files]
+        values = (torch.from_numpy(np.load(file, mmap_mode="c")) for file in self.files)
+        self.values = list(map(self._seen, range(len(self.files)), values))
         return True
 
     def kept(self) -> Kept:

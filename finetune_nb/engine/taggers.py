@@ -201,7 +201,8 @@ class TextTagger(TagBatches):
     def forward(self, input_ids:torch.Tensor, attention_mask:torch.Tensor, shapes:torch.Tensor|None=None,
                 words:torch.Tensor|None=None, word_counts:torch.Tensor|None=None) -> torch.Tensor:
         "Windows `int[R, T]` to scores of words `float[B, W, L]`; without `words`, of tokens, `float[R, T, L]`."
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        more = self.positions(attention_mask)
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         if self.shapes is not None: states = states + self.shapes.states(shapes)
         scores = self.head(self.dropout(states))
         if self.shapes is not None: scores = scores + self.shapes.scores(shapes)

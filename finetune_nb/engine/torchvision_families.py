@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['state_dict_of', 'misfits', 'first_of', 'load_backbone', 'published', 'Torchvision', 'Embedded', 'ResNets', 'VGGs',
            'stem_and_stages', 'ConvNeXts', 'EfficientNets', 'MobileNets', 'DenseNets', 'RegNets', 'ViTs', 'Swins',
-           'OfOneSize', 'WithAuxiliaryHeads', 'OtherClassifiers', 'recognised', 'Files']
+           'MNASNets', 'OfOneSize', 'WithAuxiliaryHeads', 'OtherClassifiers', 'recognised', 'Files']
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #c16ffab1
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import finetune_nb
-from .families import (Backbone, Family, Rates, families, family_of_saved, refuse_size,
+from .families import (Backbone, Family, Rates, families, family_of_saved, refuse_size, with_versions,
                                          refuse_wrong_hash, register)
 from ..freezing import Block, guess_blocks, in_groups
 
@@ -71,7 +71,9 @@ def load_backbone(network:nn.Module,
     "Load all weights but the head's, or none."
     wrong = misfits(network, tensors, head)
     if wrong: raise ValueError(f"The weights {name!r} do not fit: {first_of(wrong)}.")
-    network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(f"{head}.")}, strict=False)
+    state = with_versions(tensors, network)
+    for own in [n for n in state if n.startswith(f"{head}.")]: del state[own]
+    network.load_state_dict(state, strict=False)
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #bf5154bf
 def published(name:str, # of a network
@@ -96,6 +98,7 @@ class Torchvision(Family):
     network = "" # the name of their class
     sizes = () # their names, the most usual first
     draws = 1 # how often weights are drawn, of which the last are used
+    loading = 'model.load_state_dict(load_file("DIR/model.safetensors"))' # without finetune_nb
 
     def names(self): return list(self.sizes)
 
@@ -136,7 +139,7 @@ class Torchvision(Family):
         name = about["architecture"]
         return (f"In plain torchvision it is a `{name}`:\n\n```python\nfrom safetensors.torch import load_file\n"
                 f"from torchvision.models import {name}\n\nmodel = {name}({self.arguments(about, outputs)})\n"
-                "model.load_state_dict(load_file(\"DIR/model.safetensors\"))\n```")
+                f"{self.loading}\n```")
 
     def arguments(self, about:dict, outputs:int) -> str:
         "What torchvision's function is to be told to make the same network."
@@ -316,6 +319,14 @@ class Swins(Torchvision):
         return [*found, Block("head", [network.permute, network.avgpool, network.flatten, network.head])]
 
 # %% ../../nbs/engine/16_torchvision_families.ipynb #5653414f
+@register
+class MNASNets(Torchvision):
+    "They look at the version of a state dict, which a file of safetensors lacks."
+    title = network = "MNASNet"
+    sizes = "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"
+    loading = ('tensors = model.state_dict()\ntensors.update(load_file("DIR/model.safetensors"))\n'
+               'model.load_state_dict(tensors)')
+
 @register
 class OfOneSize(Torchvision):
     "Made for images of one size, which it is told when it is made."

@@ -88,6 +88,7 @@ class Source:
     spec: TreeSpec # the form of the tree that is there
     leaves: tuple # its leaves: `Source.tensor` for each tensor, anything else as it is
     per: tuple[str, ...] # what each tensor has a row for: "example", "input" (of the network), or "token"
+    last: tuple[bool, ...] # do a tensor's channels lie last in memory, as convolutions like them?
 
     tensor = object() # stands for a tensor
 
@@ -111,4 +112,5 @@ class Source:
             shape = tuple(x.shape)
             raise CannotCut(f"{place[0]!r} gives a tensor of shape {shape}, which has no row for each example")
         kept = tuple(cls.tensor if torch.is_tensor(leaf) else leaf for leaf in leaves)
-        return cls(place, spec, kept, tuple(map(per, tensors)))
+        def last(x): return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return cls(place, spec, kept, tuple(map(per, tensors)), tuple(map(last, tensors)))
