@@ -23,7 +23,7 @@ from .engine.options import (Keeping, Labels, Learning, Reading, Sweeping, TextT
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
                   help="Fine-tune pretrained networks: choose a model, freeze part of it, add a head, train, evaluate. "
                        "Start with `finetune-nb run`.")
-TEXT_TASKS = "topics", "citations" # that are built in
+TEXT_TASKS = "topics", "citations", "software" # that are built in
 
 # %% ../nbs/20_command_line.ipynb #4f242c41
 @app.command()

@@ -20,8 +20,8 @@ FLOORS = [
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
     "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
-    "engine.docstrings engine.citations engine.splits engine.fractals engine.photographs engine.torchvision_families "
-    "engine.timm_families engine.transformers_families",
+    "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
+    "engine.torchvision_families engine.timm_families engine.transformers_families",
     "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
     "engine.states engine.threads engine.batches engine.prefix engine.cutting",
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
@@ -34,7 +34,8 @@ floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|tag\w+|conll|citations|pictures|tables|inputs|readers|\w+_families)|vision|text")
+    r"engine\.(labels|numbers|several|tag\w+|conll|citations|software|pictures|tables|inputs|readers|\w+_families)"
+    r"|vision|text")
 kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
@@ -342,6 +343,6 @@ def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
                      "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
-                     "engine.conll", "engine.citations",
+                     "engine.conll", "engine.citations", "engine.software",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

@@ -458,7 +458,14 @@ def test_the_embedded_task(monkeypatch, capsys, tiny):
     code, _, err = run(monkeypatch, capsys, "text", "a.csv", "--task", "citations")
     assert code == 1 and "leave one of them out" in err
     code, _, err = run(monkeypatch, capsys, "text", "--task", "haiku")
-    assert code == 1 and "--task must be one of topics, citations" in err
+    assert code == 1 and "--task must be one of topics, citations, software" in err
+
+
+def test_software_gives_nothing_away():
+    task = data.software(num_train=100)
+    everything = [*task.train.inputs, *task.test.inputs]
+    assert len(task.test) >= 900 and all(own == own.lower() and not set("`*_") & set(own) for own in everything)
+    assert {own.type for tags in task.test.targets for own in entities(tags)} == set(task.classes)
 
 
 def test_citations_are_what_they_say():

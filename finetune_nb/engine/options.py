@@ -88,7 +88,7 @@ class TextTable:
 @dataclass(frozen=True)
 class Reading:
     "How it reads texts."
-    task:option(Optional[str], "`topics` or `citations`, which are built in. [default: `topics`]") = None # built in
+    task:option(Optional[str], "Built in: `topics`, `citations` or `software`. [default: `topics`]") = None # built in
     pooling:option(Optional[str], "`mean`, `cls` or `last` of the tokens, or `pooler`. "
                    "[default: as suits the backbone]") = None # of tokens
     word_shape:option(Optional[bool], "For tags: look at capitals, too. [default: if the backbone loses them]",
