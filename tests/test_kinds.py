@@ -124,8 +124,7 @@ def job(name, folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-@pytest.mark.parametrize("name", owns)
-def test_killed_and_resumed(name, tmp_path): # what is spawned, not forked, has autograd threads of its own
+def test_killed_and_resumed(tmp_path, name="points"): # what is spawned, not forked, has autograd threads of its own
     def process(*args):
         child = multiprocessing.get_context("spawn").Process(target=job, args=(name, *args))
         child.start()
@@ -154,8 +153,7 @@ if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("name", owns)
-def test_two_processes(name, tmp_path, quiet):
+def test_two_processes(tmp_path, quiet, name="points"):
     found = {}
     for launcher in "one", "torchrun":
         folder = tmp_path/launcher
