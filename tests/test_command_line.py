@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import BertConfig, BertModel
 import finetune_nb
 import finetune_nb.text
+from conftest import tiny_bert
 from finetune_nb import cli, data, evaluate, freeze, saving, training, vision
 from finetune_nb.engine.checkpoints import Checkpoints
 from finetune_nb.engine.run import Run
@@ -441,12 +441,8 @@ def test_a_training_is_taken_up_again(monkeypatch, capsys, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     "A BERT that learns in a second"
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    BertModel(BertConfig(vocab_size=30522, **shape)).save_pretrained(folder)
-    finetune_nb.text.classifier("minilm", 2).tokenizer.save_pretrained(folder)
-    return ["--backbone", str(folder), "--freeze-depth", "0", "--learning-rate", "0.01"]
+    folder = tiny_bert(tmp_path_factory.mktemp("tiny"))
+    return ["--backbone", folder, "--freeze-depth", "0", "--learning-rate", "0.01"]
 
 
 def table_of(file, header, rows):
