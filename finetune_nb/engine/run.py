@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..cache import Cut
 from ..data import Task
 from .batches import Batches, Whole, few_of
+from .callbacks import Callback
 from .fast import autocast, fast_learner, may_round
 from .history import History, LiveCurve
 from .judging import answers_of
@@ -112,8 +113,9 @@ class Judges(Stages):
     def judge(self):
         "The validation examples; the best weights so far are kept."
         history, (judged, objective) = self.history, self.judged()
+        seen = sum(map(len, self.train.order(self.epoch)[:self.batch])) # all, unless a callback has ended it
         if not math.isfinite(judged.loss): raise self.diverged(judged.loss, self.step)
-        history.score, loss, score = judged.score_name, self.total / len(self.task.train), (judged.score, -judged.loss)
+        history.score, loss, score = judged.score_name, self.total / seen, (judged.score, -judged.loss)
         row = dict(epoch=self.epoch, train_loss=loss, validation_loss=judged.loss)
         row[f"validation_{judged.score_name}"] = judged.score
         history.epochs.append(row | dict(seconds=time.perf_counter() - self.started))
@@ -156,6 +158,7 @@ class Epochs(Resumes):
     def go(self) -> History:
         "From where it stands to the end."
         self.started, history = time.perf_counter() - self.spent, self.history
+        self._tell("begin")
         how = dict(desc="Training", unit="step", disable=not self.progress)
         self.bar = tqdm(total=self.num_steps, initial=self.step, **how)
         curve = LiveCurve(self.progress)
@@ -172,6 +175,7 @@ class Epochs(Resumes):
             self.model.objective, history.threads = self.best_objective, self.threads.said
             self.threads.put_back()
             self._unwrap()
+            self._tell("end")
         return history
 
     def _epochs(self, curve:LiveCurve):
@@ -183,9 +187,18 @@ class Epochs(Resumes):
             self.learn()
             self.judge()
             curve.update(history)
-            if patience is not None and self.epoch - history.best_epoch >= patience:
+            self._tell("epoch")
+            if not history.stopped and patience is not None and self.epoch - history.best_epoch >= patience:
                 history.stopped = f"no improvement on validation for {patience} epochs"
             self.epoch, self.batch, self.total = self.epoch + 1, 0, 0.0
+
+    def _tell(self, what:str, *more):
+        for callback in self.callbacks: getattr(callback, what)(self, *more)
+
+    def stop(self, why:str # for people
+            ):
+        "Learn no further: what was learnt is judged, and that is the end."
+        self.history.stopped = str(why)
 
     def learn(self):
         "The rest of an epoch."
@@ -203,6 +216,8 @@ class Epochs(Resumes):
             self.step, self.batch, self.total = self.step + 1, self.batch + 1, self.total + value * batch.count
             if self.checkpoints and self.step % self.checkpoints.every == 0: self.checkpoints.save(self)
             self.bar.update()
+            self._tell("step", value)
+            if self.history.stopped: break
 
 # %% ../../nbs/engine/34_run.ipynb #b7d18f3a
 def accelerator_of() -> Accelerator:
@@ -219,7 +234,9 @@ class Run(Epochs):
                  groups:Sequence[dict], # of `parameter_groups`, at the shallowest depth
                  keep:dict|None, # how to keep states, for `run_prefix`; None: not at all
                  score:Callable|None, # a metric of the user's, of an `Evaluation`; None: the objective's first score
+                 callbacks:Sequence[Callback], # are told how it goes
                  progress:bool):
+        self.callbacks = list(callbacks)
         self.model, self.task, self.objective, self.settings, self.score = model, task, objective, settings, score
         self.shallowest, self.how_to_keep, self.accelerator = depths[-1], keep, accelerator_of()
         set_seed(settings["seed"], device_specific=True)
