@@ -63,9 +63,9 @@ def frozen(task, # a `Task`
           ): # a model, to run but not to train
     "A backbone as fast as it can be run."
     rooms = finetune_nb.model_rooms
-    if task.kind not in rooms:
+    if (name_of_room := rooms.get(task.kind)) is None:
         raise ValueError(f"There are backbones for {' and '.join(rooms)}, and task {task.name!r} has {task.kind}.")
-    room = import_module(f"{finetune_nb.__name__}.{rooms[task.kind]}")
+    room = import_module(f"{finetune_nb.__name__}.{name_of_room}")
     model = room.classifier(name, 2, **({} if image_size is None else dict(image_size=image_size)))
     wanted = getattr(model, "preprocessing", None)
     if wanted is not None and wanted.image_size > largest: model.preprocessing = wanted.sized(largest)
