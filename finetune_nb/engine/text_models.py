@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from .families import Backbone, adopt, as_backbone, family_called, family_of_saved
 from .models import Model, network_inputs
 from .objective import objective_of
+from .parts import WordParts, owners_of
+from .tags import Words, as_words
 from .transformers_families import for_sequence_classification
 
 # %% ../../nbs/engine/28_text_models.ipynb #02a476d7
@@ -90,6 +92,31 @@ class TextModel(TextFiles):
         "The place of each token in its text, for a network that would count the padding before it."
         if not self.wants_positions: return {}
         return dict(position_ids=(attention_mask.long().cumsum(1) - 1).clamp(min=0))
+
+    def parts(self, given): return self.word_parts(as_words(given), *self.encode([given]))
+
+    def word_parts(self, text:Words, encoded) -> WordParts:
+        "A text's parts: its tokens are those of its words."
+        offsets = self.offsets(text, truncation=True, max_length=self.max_length)
+        return WordParts(self, text, encoded, [encoded], [owners_of(offsets, text)],
+                         [self.backbone.get_input_embeddings()])
+
+    def offsets(self, text:Words, **options) -> list[tuple[int, int]]:
+        "Where in the text each token stands."
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{type(self.tokenizer).__name__} does not tell where in a text its tokens are: "
+                             "take a backbone with a fast tokenizer.")
+        return self.tokenizer(str(text), return_offsets_mapping=True, verbose=False, **options)["offset_mapping"]
+
+    @property
+    def hidden_token(self) -> int: # what stands for a word that is hidden
+        return next(i for i in (self.tokenizer.mask_token_id, self.tokenizer.pad_token_id, 0) if i is not None)
+
+    def masked(self, encoded, # one example
+               hidden:Sequence[torch.Tensor], # bool[T], for each network input
+              ): # of the same form
+        "A text of which some tokens are hidden."
+        return encoded.masked_fill(hidden[0], self.hidden_token)
 
     def samples(self, count):
         return self.encode(["one", "two words", "three words here, and then some more of them"][3 - count:])
