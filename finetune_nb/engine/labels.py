@@ -149,7 +149,7 @@ def _weights(given, num_classes:int):
     raise ValueError(f'class_weights must be "balanced" or {num_classes} numbers above 0, '
                      f"one for each class, got {given!r}.")
 
-# %% ../../nbs/engine/01_labels.ipynb #c5ab235e
+# %% ../../nbs/engine/01_labels.ipynb #12967b5e
 def class_target(classes:Sequence[str], # their names
                  answer:np.ndarray, # float[C], their probabilities
                  target:str|int|None, # a class, by its name or number; None: the likeliest
@@ -162,6 +162,7 @@ def class_target(classes:Sequence[str], # their names
         raise ValueError(f"target must be a class, one of {', '.join(names)}, got {told(target)}.")
     return OutputTarget(names[number], lambda outputs: outputs[:, number])
 
+# %% ../../nbs/engine/01_labels.ipynb #c5ab235e
 @dataclass
 class Classification(ClassTargets):
     "Which class is it? The targets are class numbers, `int64[N]`."

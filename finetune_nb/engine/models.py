@@ -236,6 +236,7 @@ class Plain(Model):
         yield from self.network.named_parameters()
         yield from self.network.named_buffers()
 
+# %% ../../nbs/engine/20_models.ipynb #dc65225a
 def as_model(network:nn.Module # any
             )->Model:
     "A model of ours as it is, any other network wrapped."

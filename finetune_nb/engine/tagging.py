@@ -237,13 +237,14 @@ class TagTargets(Objective, abstract=True):
         found = {parted(tag)[1] if spans else tag for tags in targets for tag in tags} - {""}
         return cls(in_order(found) if classes is None else list(classes), spans), targets
 
-# %% ../../nbs/engine/03b_tagging.ipynb #6642a456
+# %% ../../nbs/engine/03b_tagging.ipynb #de19e0c0
 class Found(dict):
     "An entity as JSON has it, and as people read it."
     def __init__(self, text:str, span:Entity):
         super().__init__(start=span.start, end=span.end, label=span.type, text=text[span.start:span.end])
     def __str__(self): return f"{self['text']} ({self['label']})"
 
+# %% ../../nbs/engine/03b_tagging.ipynb #6642a456
 class TagOutputs(TagTargets, abstract=True):
     "What scores of words mean, and how good they are."
     def answers(self, outputs, batch):
@@ -282,7 +283,8 @@ class TagOutputs(TagTargets, abstract=True):
     def _span_meant(self, spans:Sequence[Entity], target, words:int) -> Entity:
         if isinstance(target, tuple) and len(target) == 3:
             start, end, kind = target
-            if kind in self.classes and 0 <= start < end <= words: return Entity(*target)
+            whole = isinstance(start, int) and isinstance(end, int)
+            if whole and kind in self.classes and 0 <= start < end <= words: return Entity(*target)
         if isinstance(target, str): meant = [span for span in spans if span.type == target]
         elif target is None: meant = spans[:1]
         else: meant = spans[target:target + 1] if isinstance(target, int) and target >= 0 else []
