@@ -232,12 +232,12 @@ def test_a_planted_mark_is_found():
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(60, 160, (40, 3, side, side), dtype=torch.uint8, generator=rng)
     labels = torch.arange(40) % 2
-    images[labels == 1, :, 2:8, 2:8] = 255
+    images[labels == 1, :, 4:12, 4:12] = 255 # four whole squares
     part, model = Examples(images, labels), convolutions()
     fit(model, Task("marks", "image", ["a", "b"], part, part, part), epochs=12, learning_rate=1e-2, progress=False)
     assert evaluate(model, part).accuracy == 1
     mark = torch.zeros(side, side, dtype=torch.bool)
-    mark[2:8, 2:8] = True
+    mark[4:12, 4:12] = True
     for method in ("integrated_gradients", "occlusion"):
         found = explain(model, images[1::2][:10], "b", method)
         top = [np.argsort(-own.values, kind="stable")[:side**2 // 100] for own in found]
