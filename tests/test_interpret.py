@@ -234,7 +234,7 @@ def test_a_planted_mark_is_found():
     labels = torch.arange(40) % 2
     images[labels == 1, :, 4:12, 4:12] = 255 # four whole squares
     part, model = Examples(images, labels), convolutions()
-    fit(model, Task("marks", "image", ["a", "b"], part, part, part), epochs=12, learning_rate=1e-2, progress=False)
+    fit(model, Task("marks", "image", ["a", "b"], part, part, part), epochs=30, learning_rate=1e-2, progress=False)
     assert evaluate(model, part).accuracy == 1
     mark = torch.zeros(side, side, dtype=torch.bool)
     mark[4:12, 4:12] = True
@@ -246,7 +246,7 @@ def test_a_planted_mark_is_found():
 
 def test_a_planted_word_is_first(tiny):
     rng, words = random.Random(0), "the roots of this matrix are sums over rows and columns".split()
-    def said(label): return " ".join(["indeed"] * label + rng.sample(words, 6))
+    def said(label): return " ".join([("hence", "indeed")[label], *rng.sample(words, 6)])
     part = Examples([said(i % 2) for i in range(60)], torch.arange(60) % 2)
     model = reader(tiny)
     task = Task("said", "text", ["dull", "bright"], part, part, part)
