@@ -22,7 +22,7 @@ from torch import nn
 
 import finetune_nb
 from .data import Examples, Task
-from .engine.arguments import expect, many, network, place, whole
+from .engine.arguments import expect, many, network, place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
@@ -51,6 +51,7 @@ def _write_weights(folder:Path, model:Model, task:Task) -> dict:
     return known | about | dict(sha256=sha256, finetune_nb=finetune_nb.__version__)
 
 # %% ../nbs/10_your_own_data.ipynb #3d01579a
+@typed
 def save(folder, # where; a folder that `reserved` gave, or any
          model:nn.Module, # of `vision` or `text`
          task:Task, # what it learnt
