@@ -63,12 +63,15 @@ def tree(tmp_path):
     return copy_tree(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def quiet():
-    "The environment that every child process gets: one thread, no network for models, this tree's module"
+def quiet_environment():
+    "What every child process gets: one thread, no network for models, this tree's module"
     given = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     return {**given, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "Agg", "PYTHONPATH": str(root)}
+
+
+@pytest.fixture(scope="session")
+def quiet(): return quiet_environment()
 
 
 def copy_tree(target):
