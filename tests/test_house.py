@@ -18,7 +18,8 @@ most_lines_of_a_cell = {"nbs": 30, "engine": 60} # that exports, by the folder o
 FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
-    "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports",
+    "engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers engine.tagged "
+    "engine.reports",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
