@@ -23,11 +23,11 @@ FLOORS = [
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
-    "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
-    "engine.states engine.threads engine.batches engine.prefix engine.cutting",
+    "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
+    "engine.twins engine.fast engine.states engine.threads engine.batches engine.prefix engine.cutting",
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
     "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
-    "engine.choosing",
+    "engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

@@ -207,8 +207,11 @@ class TextTagger(TagBatches):
         if self.shapes is not None: states = states + self.shapes.states(shapes)
         scores = self.head(self.dropout(states))
         if self.shapes is not None: scores = scores + self.shapes.scores(shapes)
-        if words is None: return scores
-        return torch.cat([scores.flatten(0, 1), self.objective.unread.to(scores)[None]])[words] # the last: unread
+        return scores if words is None else self.completed(scores, dict(words=words))
+
+    def completed(self, outputs, inputs):
+        "From the scores of tokens to those of words."
+        return torch.cat([outputs.flatten(0, 1), self.objective.unread.to(outputs)[None]])[inputs["words"]] # last: unread
 
     def as_transformers(self):
         if self.word_shape: return None
