@@ -67,12 +67,13 @@ def _learnt_from(result:dict) -> str:
         said += f" {len(skipped)} examples could not be used, and were left out: {places}"
     learning = f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters learnt"
     if beside := result.get("adapters"):
-        learning += (f", in adapters of rank {beside['rank']} beside {beside['layers']} layers and in the head. They are "
-                     "merged into `model.safetensors`, and alone in `adapter_model.safetensors`, for PEFT")
+        learning += (f", in adapters of rank {beside['rank']} beside {beside['layers']} layers and in the head. They "
+                     "are merged into `model.safetensors`, and alone in `adapter_model.safetensors`, for PEFT")
     return (f"{said}\n\nIt began as `{result['backbone']}`. Freeze depth {result['freeze_depth']} of "
             f"{', '.join(result['blocks'])}: {learning}. The best of {result['epochs']} epochs is number "
             f"{result['best_epoch']} ({result['stopped']}).")
 
+# %% ../../nbs/engine/44_cards.ipynb #00f0ff20
 def _how_well(result:dict, scores:dict, figure:str) -> str:
     found = ", ".join(shown(name, score) for name, score in scores.items())
     said = f"On {result['num_test']} test examples that were never trained on or chosen by: {found}."

@@ -138,8 +138,8 @@ class Family(Opens):
                     count:int, # of its layers, evenly spaced
                    ):
         "Leave out the others."
-        raise ValueError(f"No whole layers can be left out of a {type(network).__name__}, where each changes the size of "
-                         "what it gets: prune its channels instead.")
+        raise ValueError(f"No whole layers can be left out of a {type(network).__name__}, where each changes the size "
+                         "of what it gets: prune its channels instead (--prune).")
 
     def maps(self, network:nn.Module, image_size:int) -> dict[str, Map]: # by the names of blocks
         "What its blocks make of an image."

@@ -62,8 +62,8 @@ class ImageFiles(Model):
         if isinstance(self.head, nn.Linear | nn.Conv2d):
             elsewhere = family_of_saved(about, self.inputs).usage(about, len(self.head.weight))
         if about.get("widths"):
-            elsewhere = (f"Its layers are narrower than those of a `{about['architecture']}` (`widths` in `model.json`), "
-                         "so it loads here, and elsewhere as ONNX: `finetune-nb export DIR --onnx`.")
+            elsewhere = (f"Its layers are narrower than those of a `{about['architecture']}` (`widths` in "
+                         "`model.json`), so it loads here, and elsewhere as ONNX: `finetune-nb export DIR --onnx`.")
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
         wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
                  f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "

@@ -157,6 +157,7 @@ def model_class(kind:str) -> type: # of a saved model
         raise ValueError(f"its kind is {kind!r}, expected one of {', '.join(known)}")
     return model_kinds[kind]
 
+# %% ../../nbs/engine/20_models.ipynb #ae4a6350
 class Model(Prepares, Saves, nn.Module):
     "A backbone, a head and an objective."
     kind = "" # by which a saved one is known; empty: it cannot be saved
@@ -221,6 +222,7 @@ def _told(name:str): # of an attribute
     def set_it(self, value): setattr(self.network, name, value)
     return property(lambda self: getattr(self.network, name, getattr(Model, name, None)), set_it)
 
+# %% ../../nbs/engine/20_models.ipynb #2a3e83ed
 class Plain(Model):
     "Any network, as a model."
     encode, encode_pairs, lengths, mask, vary = map(_asked, ("encode", "encode_pairs", "lengths", "mask", "vary"))

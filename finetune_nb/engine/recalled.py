@@ -37,5 +37,5 @@ def recalled(folder:Path, # a saved model
     except (ValueError, OSError, ModuleNotFoundError, TypeError) as error: return None, str(error)
     was = [result.get(f"num_{part}") for part in data.PARTS], own.get("fingerprint")
     now = [len(getattr(task, part)) for part in data.PARTS], task.made.get("fingerprint")
-    if was != now: return None, "there are other examples now than those it learnt from, so test examples may be among them"
+    if was != now: return None, "there are other examples now than those it learnt from"
     return task, ""

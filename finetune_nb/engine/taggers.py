@@ -211,7 +211,8 @@ class TextTagger(TagBatches):
 
     def completed(self, outputs, inputs):
         "From the scores of tokens to those of words."
-        return torch.cat([outputs.flatten(0, 1), self.objective.unread.to(outputs)[None]])[inputs["words"]] # last: unread
+        unread = self.objective.unread.to(outputs)[None] # at place -1
+        return torch.cat([outputs.flatten(0, 1), unread])[inputs["words"]]
 
     def as_transformers(self):
         if self.word_shape: return None
