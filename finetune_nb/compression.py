@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from .data import Examples, Task
 from .depth import difference
@@ -26,7 +27,7 @@ from .engine.arguments import place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.families import family_called
 from .engine.judging import answers_of
-from .engine.models import Model
+from .engine.models import Model, to_device
 from .engine.objective import Objective, objective_of, take
 from .engine.onnx_models import in_int8, is_convolutional
 from .engine.places import KEPT, reserved, writing
@@ -45,10 +46,11 @@ def pace(model:Model, # of PyTorch, or of onnxruntime
         )->dict: # `latency`: seconds of one example, the median; `throughput`: examples a second, 16 at a time
     "How fast does it answer, on one thread?"
     encoded, before = model.samples(3) if inputs is None else model.encode(inputs), torch.get_num_threads()
+    device = next(model.parameters()).device
     many = [encoded[i % len(encoded)] for i in range(16)]
     def seconds(batch):
         started = time.perf_counter()
-        model.call(model.collate(batch))
+        model.call(to_device(model.collate(batch), device))
         return time.perf_counter() - started
     torch.set_num_threads(1)
     try:
@@ -99,13 +101,14 @@ def _compared(how:str, old:Predictor, new:Predictor, sizes:list[int], task:Task|
     found.lost = [float(number) for number in difference([before.each], [after.each])]
     return found
 
-def _tell(folder:Path, found:Compressed, new:Predictor):
+def _tell(folder:Path, found:Compressed, new:Predictor, command:str):
     "In the card, in `result.json` and in `model.json`."
     def rewrite(name, change):
         file = folder/name
         if file.exists(): file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
     def noted(text): return json.dumps(json.loads(text) | dict(compressed=asdict(found)), indent=1)
-    usage = f"## Use it\n\n{new.model.usage(new.about)}\n\n## Made smaller\n\n{found}\n\n## How well"
+    how = f"{found}\n\n```sh\n{command}\n```" if command else str(found)
+    usage = f"## Use it\n\n{new.model.usage(new.about)}\n\n## Made smaller\n\n{how}\n\n## How well"
     def said(text): return re.sub(r"## Use it\n.*?\n## How well", lambda _: usage, text, count=1, flags=re.S)
     for name, change in (("result.json", noted), ("model.json", noted), ("README.md", said)): rewrite(name, change)
 
@@ -149,22 +152,22 @@ def _to_int8(folder:Path, part:Path, old:Predictor, task:Task|None, why:str) -> 
     return f"int8 by onnxruntime, {scales}"
 
 # %% ../nbs/30_compression.ipynb #6164d3dd
-def _trained(part:Path, small:Model, old:Predictor, task:Task, epochs:int|None, progress:bool, more:dict):
+def _trained(part:Path, small:Model, old:Predictor, task:Task, epochs:int|None, progress:bool) -> str:
     "Let the smaller model learn, from the larger one where that can be, and save it."
     settings = small.suggested(len(task.train)) | dict(progress=progress) | (dict(epochs=epochs) if epochs else {})
-    pooled = task.objective.reads == "pooled"
-    history = distil(small, old.model, task, **settings) if pooled else fit(small, task, **settings)
-    save(part, small, task, history, evaluate(small, task.test), more)
-    return "learnt from the larger model" if pooled else "fine-tuned"
+    history = distil(small, old.model, task, **settings) if _is_row(task.objective) else fit(small, task, **settings)
+    save(part, small, task, history, evaluate(small, task.test))
+    return "learnt from the larger model" if _is_row(task.objective) else "fine-tuned"
 
 def _to_fewer(part:Path, old:Predictor, task:Task|None, why:str, prune, layers, *how) -> str:
     "Without channels, or without layers."
     if task is None:
         raise ValueError("A model that lost a part of itself has to learn again, and what it learnt from cannot be had "
                          f"({why}): give it, as in `finetune-nb compress DIR DATA --out DIR2`.")
-    small = narrowed(old.model, prune) if prune else shallower(old.model, layers)
-    if layers: freeze(small, 1) # the embeddings are as they were
-    said = f"{prune:.0%} of its channels pruned" if prune else f"{layers} layers"
+    if layers is None: small, said = narrowed(old.model, prune), f"{prune:.0%} of its channels pruned"
+    else:
+        small, said = shallower(old.model, layers), f"{layers} layers"
+        freeze(small, 1) # the embeddings are as they were
     return f"{said}, {_trained(part, small, old, task, *how)}"
 
 # %% ../nbs/30_compression.ipynb #eee1e03a
@@ -190,15 +193,14 @@ def compress(folder:str|Path, # a saved model
     old = load(folder)
     if old.model.onnx: raise ValueError(f"{str(folder)!r} is an ONNX file already: compress what it was made from.")
     task, why = (task, "") if task is not None else recalled(folder)
-    more = dict(command=command) if command else {}
     def write(part):
         if int8: return _to_int8(folder, part, old, task, why)
         if fp16: return _to_fp16(folder, part, old)
-        return _to_fewer(part, old, task, why, prune, layers, epochs, progress, more)
-    return _written(folder, out, overwrite, old, task, why, write)
+        return _to_fewer(part, old, task, why, prune, layers, epochs, progress)
+    return _written(folder, out, overwrite, old, task, why, write, command)
 
 # %% ../nbs/30_compression.ipynb #b235c547
-def _written(folder, out, overwrite:bool, old:Predictor, task, why:str, write) -> Compressed:
+def _written(folder, out, overwrite:bool, old:Predictor, task, why:str, write, command:str) -> Compressed:
     "All files of the smaller model, or none."
     with reserved(out, overwrite):
         shutil.rmtree(part := out/".part", ignore_errors=True)
@@ -206,7 +208,7 @@ def _written(folder, out, overwrite:bool, old:Predictor, task, why:str, write) -
         try:
             how, new = write(part), load(part)
             sizes = [_size(folder, old.about), _size(part, new.about)]
-            _tell(part, found := _compared(how, old, new, sizes, task, why), new)
+            _tell(part, found := _compared(how, old, new, sizes, task, why), new, command)
             with writing("the model", out):
                 for name in KEPT: (out/name).unlink(missing_ok=True)
                 for file in part.iterdir(): file.replace(out/file.name)
@@ -292,14 +294,17 @@ class Distilled(_Delegates):
     def losses(self, outputs, targets):
         "The task's loss, and the squared distance from the teacher's scores."
         own = self.inner.losses(outputs, targets["own"]) * targets["known"].to(outputs)
-        return own + (outputs - targets["scores"].to(outputs)).square().mean(1)
+        return own + (outputs - targets["scores"].to(outputs)).square().flatten(1).mean(1)
 
 # %% ../nbs/30_compression.ipynb #bd3cfd54
 @dataclass
-class _Scores(_Delegates):
+class _Scores(_Delegates, abstract=True):
     "A model's outputs as they are."
     inner: Objective
     def answers(self, outputs, batch): return outputs.cpu()
+
+def _is_row(objective:Objective) -> bool: # are its scores one row an example?
+    return objective.reads == "pooled" and isinstance(objective.head(1), nn.Linear)
 
 def _scores(teacher:Model, objective:Objective, inputs) -> torch.Tensor: # float[N, C]
     "What a teacher says."
@@ -315,7 +320,7 @@ def distil(student:Model, # smaller, with a head for the task; it is trained in 
            **settings # for `fit`
           ): # a `History`
     "Let a small model learn what a large one says, of labelled and of unlabelled examples."
-    if task.objective.reads != "pooled" or not hasattr(task.objective, "num_outputs"):
+    if not _is_row(task.objective):
         raise ValueError(f"Scores of {task.objective.kind.replace('_', ' ')} are not one row an example, and are not "
                          "distilled here: let the smaller model learn from the labels, with fit.")
     def part(examples, more=()):
