@@ -27,7 +27,7 @@ from .engine.arguments import place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.families import family_called
 from .engine.judging import answers_of
-from .engine.models import Model, to_device
+from .engine.models import Model
 from .engine.objective import Objective, objective_of, take
 from .engine.onnx_models import in_int8, is_convolutional
 from .engine.places import KEPT, reserved, writing
@@ -44,15 +44,15 @@ def pace(model:Model, # of PyTorch, or of onnxruntime
          inputs:list|None=None, # some; None: what the model itself names as samples
          repeats:int=20, # of each measurement, at least 3
         )->dict: # `latency`: seconds of one example, the median; `throughput`: examples a second, 16 at a time
-    "How fast does it answer, on one thread?"
+    "How fast does it answer, on one thread of a processor that does nothing else?"
     encoded, before = model.samples(3) if inputs is None else model.encode(inputs), torch.get_num_threads()
-    device = next(model.parameters()).device
     many = [encoded[i % len(encoded)] for i in range(16)]
-    def seconds(batch):
-        started = time.perf_counter()
-        model.call(to_device(model.collate(batch), device))
-        return time.perf_counter() - started
     torch.set_num_threads(1)
+    if model.onnx: model = type(model)(model.original, model.onnx) # it has had its threads since it was made
+    def seconds(batch):
+        started = time.thread_time() # other programs do not count
+        model.call(model.collate(batch))
+        return time.thread_time() - started
     try:
         with torch.no_grad():
             model.eval()

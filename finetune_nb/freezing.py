@@ -34,7 +34,7 @@ class Block:
     name: str # `stem`, `layer1` … `head`, or `embeddings`, `layer.0` … `head`
     modules: list[nn.Module] # in the order in which they run
     tensors: dict[str, torch.Tensor] = field(default_factory=dict) # what is in no module: a class token, say
-    still: list[nn.Parameter] = field(default_factory=list) # those that do not learn where the others do
+    still: set[nn.Parameter] = field(default_factory=set) # those that do not learn where the others do
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         "All parameters and buffers, those of the first module first."
@@ -46,7 +46,7 @@ class Block:
         return list(dict.fromkeys(t for _, t in self.named_tensors() if isinstance(t, nn.Parameter)))
 
     def learnable(self) -> list[nn.Parameter]: # those that learn where the block is not frozen: as a rule all
-        return [p for p in self.parameters() if p not in set(self.still)]
+        return [p for p in self.parameters() if p not in self.still]
 
     def buffers(self) -> list[torch.Tensor]:
         "Its buffers (BatchNorm's running statistics, for example), each once."
@@ -115,7 +115,7 @@ def _checked(model, found):
         raise ValueError(f"{few} ({len(missing)} of {len(names)} parameters and buffers) belong to no block, "
                          "expected each in exactly one: add their modules, or themselves, to a block.")
     if (may := getattr(model, "_may_learn", None)) is not None:
-        for block in found: block.still = [p for p in block.parameters() if names[id(p)] not in may]
+        for block in found: block.still = {p for p in block.parameters() if names[id(p)] not in may}
     return found
 
 # %% ../nbs/04_frozen_layers.ipynb #0c142959
