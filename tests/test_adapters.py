@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from safetensors import safe_open
+from torch import nn
 from transformers import BertConfig, BertModel
 
 import finetune_nb
@@ -110,6 +111,22 @@ def test_a_copy_learns_the_same(make):
     for twin in copy.deepcopy(model), pickle.loads(pickle.dumps(model)):
         freeze(twin, 0)
         assert [p.requires_grad for p in twin.parameters()] == learning
+
+
+class Around(nn.Module):
+    "Has a tensor of its own, and layers inside of it, as the attention of a GPT-2 has"
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 4), nn.Dropout()
+        self.register_buffer("mask", torch.ones(4))
+
+    def forward(self, x): return self.dropout(self.layer(x) * self.mask)
+
+
+def test_what_is_around_an_adapter_drops_out_as_before():
+    model = lora(nn.Sequential(Around(), nn.Linear(4, 2)), rank=2).train()
+    model(torch.ones(1, 4))
+    assert model[0].dropout.training and not model[0].layer.base_layer.training
 
 
 @pytest.mark.parametrize("only, kept", [(biases, "bias"), (norms, "LayerNorm")])
