@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+# %% ../nbs/30_compression.ipynb #5938147b
 from .data import Examples, Task
 from .depth import difference
 from .engine.arguments import place, typed, whole
@@ -312,6 +313,7 @@ def _scores(teacher:Model, objective:Objective, inputs) -> torch.Tensor: # float
     scores, _ = answers_of(Whole(teacher), batches, _Scores(objective), "auto")
     return torch.as_tensor(scores)
 
+# %% ../nbs/30_compression.ipynb #addec70e
 @typed
 def distil(student:Model, # smaller, with a head for the task; it is trained in place
            teacher:Model, # that has learnt the task

@@ -162,6 +162,11 @@ class TagBatches(TagModel):
         batch = self.collate(encoded)
         return {name: batch[name] for name in asked}
 
+    def completed(self, outputs, inputs):
+        "From the scores of tokens to those of words."
+        unread = self.objective.unread.to(outputs)[None] # at place -1
+        return torch.cat([outputs.flatten(0, 1), unread])[inputs["words"]]
+
 # %% ../../nbs/engine/28b_taggers.ipynb #f36f5451
 @typed
 class TextTagger(TagBatches):
@@ -208,11 +213,6 @@ class TextTagger(TagBatches):
         scores = self.head(self.dropout(states))
         if self.shapes is not None: scores = scores + self.shapes.scores(shapes)
         return scores if words is None else self.completed(scores, dict(words=words))
-
-    def completed(self, outputs, inputs):
-        "From the scores of tokens to those of words."
-        unread = self.objective.unread.to(outputs)[None] # at place -1
-        return torch.cat([outputs.flatten(0, 1), unread])[inputs["words"]]
 
     def as_transformers(self):
         if self.word_shape: return None
