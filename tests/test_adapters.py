@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import finetune_nb
-from finetune_nb import adapters, data, depth, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import cli, depth, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.adapters import biases, load_adapter, lora, merged, norms, save_adapter
 from finetune_nb.data import Examples, Task
 from finetune_nb.freezing import blocks, fingerprint, freeze_depth, unfreeze
@@ -238,6 +239,20 @@ def test_peft_loads_it_with_the_head(make, tmp_path):
     fit(again, task_for(again), **how | dict(epochs=1))
 
 
+def test_the_command(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path/"moods.csv").write_text("text,label\n" + "".join(
+        f"{'abcde'[i % 5] * (i // 5 + 2)} {'good' if i % 2 else 'bad'} day,{i % 2}\n" for i in range(40)))
+    words = [tmp_path/"moods.csv", "--backbone", tiny, "--lora", 2, "--freeze-depth", 2, "--epochs", 1]
+    out = ["--out", tmp_path/"out", "--json"]
+    monkeypatch.setattr(sys, "argv", ["finetune-nb", "text", *map(str, words + out)])
+    with pytest.raises(SystemExit) as ended: cli.main()
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    result = json.loads(said.out.splitlines()[-1])
+    assert result["adapters"]["rank"] == 2 and result["trainable_parameters"] < result["total_parameters"] / 10
+    assert (tmp_path/"out"/"adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("call, sentence", [
     (lambda model, folder: lora(lora(model)), "has adapters already: merge them first"),
     (lambda model, folder: lora(model, depth=9), "depth must be at most 3, got 9"),
@@ -255,5 +270,5 @@ def reader_of(classes, model): return text.TextClassifier(copy.deepcopy(model.ba
 
 
 def test_without_peft_it_says_what_to_install(tiny, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'finetune-nb\[adapters\]'"): lora(reader(tiny))

@@ -1,6 +1,6 @@
 """Smaller models: they load, answer, export and learn as before, or say in a sentence why not."""
 import json
-from dataclasses import replace
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 import finetune_nb
-from finetune_nb import compression, data, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import cli, compression, data, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.compression import Distilled, compress, distil, narrowed, pace, shallower
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import Classification
@@ -151,6 +151,23 @@ def test_channels_of_images(seer, pets, tmp_path):
     twice = compress(tmp_path/"small", tmp_path/"smaller", int8=True)
     assert twice.bytes[1] < 0.1 * found.bytes[0]
     assert len(finetune_nb.load(tmp_path/"smaller").predict(pets.test.inputs)) == len(pets.test)
+
+
+def said_by(monkeypatch, capsys, *words):
+    "What the command prints as JSON"
+    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words), "--json"])
+    with pytest.raises(SystemExit) as ended: cli.main()
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    return json.loads(said.out.splitlines()[-1])
+
+
+def test_the_command(reader, moods, tmp_path, monkeypatch, capsys):
+    found = said_by(monkeypatch, capsys, "compress", reader, "--fp16", "--out", tmp_path/"small")
+    assert found["examples"] == len(moods.validation) and found["bytes"][1] < 0.51 * found["bytes"][0]
+    assert "finetune-nb compress" in said_of(tmp_path/"small")[0]
+    named = said_by(monkeypatch, capsys, "compress", reader, moods.made["source"], "--fp16", "--out", tmp_path/"again")
+    assert named["scores"] == found["scores"]
 
 
 @pytest.mark.parametrize("kind", ["reader", "tagger"])
