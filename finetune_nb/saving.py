@@ -129,23 +129,24 @@ def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreada
 # %% ../nbs/10_your_own_data.ipynb #a5de7cf1
 class _Answering:
     "What a `model` answers."
-    def _answers(self, inputs, batch_size:int) -> list: # an answer each, or an `Unreadable`
+    def answers(self, inputs, # as `predict` takes them, a list
+                batch_size:int=64, # inputs that are prepared at a time
+               )->list: # an answer each, as the objective gives them; an `Unreadable`, with its `reason`, has none
+        "The bare answers."
         kind, batch_size = KINDS.get(self.model.inputs), whole("batch_size", batch_size, 1)
-        inputs = [_readable(kind, given) for given in inputs]
+        inputs = [_readable(kind, given) for given in many("inputs", inputs)]
         parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
         return [answer for part in parts for answer in _answers(self.model, part)]
 
     def in_conll(self, inputs, # texts, or lists of words
-                 batch_size:int=64, # inputs that are prepared at a time
+                 answers, # to them, of `answers`
                 )->str:
         "The tags that a model of these gives, a word a line; what cannot be read is left out."
         if not hasattr(self.model.objective, "in_conll"):
             raise ValueError("CoNLL is for models of tags, and this one answers "
                              f"{self.model.objective.kind.replace('_', ' ')}.")
-        inputs = many("inputs", inputs)
-        read = [(given, answer) for given, answer in zip(inputs, self._answers(inputs, batch_size))
-                if not isinstance(answer, Unreadable)]
-        return self.model.objective.in_conll(read)
+        pairs = zip(many("inputs", inputs), many("answers", answers))
+        return self.model.objective.in_conll([pair for pair in pairs if not isinstance(pair[1], Unreadable)])
 
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
@@ -165,7 +166,7 @@ class Predictor(_Answering):
         inputs = [inputs] if one else many("inputs", inputs)
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
-        answers = self._answers(inputs, batch_size)
+        answers = self.answers(inputs, batch_size)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
         return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
 
