@@ -13,6 +13,7 @@ _names = {
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],
     "compression": ["compress"],
+    "interpret": ["explain"],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],
