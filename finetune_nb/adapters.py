@@ -53,12 +53,15 @@ def described(model:nn.Module) -> dict: # JSON; empty: it has none
     own = model.peft_config["default"]
     return dict(rank=own.r, alpha=own.lora_alpha, dropout=own.lora_dropout, layers=len(own.target_modules))
 
+FASTER = 5 # an adapter begins at zero, and has to learn faster than a layer that is pretrained
+
 def _adapt(model, layers:Sequence[str], seed:int, **config):
     "Let PEFT put adapters beside some layers; nothing learns but them, and the head."
     peft, head = _peft(), _head(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(peft.LoraConfig(target_modules=list(layers), **config), model)
+    model.learning_rate = getattr(model, "learning_rate", Model.learning_rate) * FASTER
     return let_learn(model, [*(name for name, _ in model.named_parameters() if ".lora_" in name), *head])
 
 # %% ../nbs/34_lora.ipynb #e0376167
@@ -79,12 +82,9 @@ def lora(model:nn.Module, # any supported model, with its head
         raise ValueError(f"No block from number {depth} up to the head has a linear layer or a convolution for an "
                          f"adapter to stand beside: give a depth below {last}, or unfreeze some blocks first.")
     _adapt(model, layers, seed, r=rank, lora_alpha=alpha, lora_dropout=dropout)
-    model.learning_rate = getattr(model, "learning_rate", Model.learning_rate) * FASTER
     return model
 
 # %% ../nbs/34_lora.ipynb #8fb0335b
-FASTER = 5 # an adapter begins at zero, and has to learn faster than a layer that is pretrained
-
 @typed
 def merged(model:nn.Module # with adapters, or without
           )->nn.Module: # a copy without them that gives the same; a model that has none itself

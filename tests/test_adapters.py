@@ -205,14 +205,6 @@ def test_saved_with_its_adapters(make, tmp_path):
     assert small < large / 5
 
 
-def test_onnx_of_what_is_merged(tiny, tmp_path):
-    for package in ("onnx", "onnxruntime", "onnxscript"): pytest.importorskip(package)
-    model = stirred(lora(reader(tiny), rank=2))
-    history = fit(model, moods(), **how | dict(epochs=1))
-    saving.save(tmp_path, model, moods(), history, evaluate(model, moods().test))
-    assert saving.export_onnx(tmp_path).exists(), "it compares the answers itself"
-
-
 def test_peft_loads_it_with_the_head(make, tmp_path):
     model = stirred(lora(make(), rank=2))
     with torch.no_grad():
@@ -224,7 +216,7 @@ def test_peft_loads_it_with_the_head(make, tmp_path):
         found = theirs(model.normalise(batch)) if model.inputs == "image" else theirs(**batch)
     assert torch.allclose(getattr(found, "logits", found), answers(model), atol=1e-5)
     again = load_adapter(make(), tmp_path)
-    assert torch.equal(answers(again), answers(model))
+    assert torch.equal(answers(again), answers(model)) and again.learning_rate == model.learning_rate
     fit(again, task_for(again), **how | dict(epochs=1))
 
 
