@@ -14,6 +14,7 @@ _names = {
     "saving": ["load"],
     "compression": ["compress"],
     "interpret": ["explain"],
+    "confidence": ["calibrate"],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

@@ -263,6 +263,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             files:argument(Optional[list[str]], "Images, folders of them; tables, .txt files. "
                            "[default: standard input, a text a line]")=None,
             top:option(int, "Classes to name for each, the likeliest first.", min=1)=1,
+            abstain:option(Optional[float], "Name no class that is less probable.", min=0, max=1)=None,
             batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
             table:TextTable=TextTable(),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,
@@ -283,9 +284,8 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
         print(saved.in_conll(inputs, answers), end="")
         _require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
         return
-    answers = saved.predict(inputs, top, batch_size)
-    rows = answers.to_dict("records")
-    print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
+    answers = saved.predict(inputs, top, batch_size, abstain)
+    print("".join(f"{in_json(row)}\n" for row in answers.to_dict("records")) if as_json else _as_csv(answers), end="")
     _require_all(answers.input, answers.get("error", []))
 
 # %% ../nbs/20_command_line.ipynb #7d1e0c51

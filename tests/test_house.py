@@ -27,8 +27,8 @@ FLOORS = [
     "engine.twins engine.fast engine.states engine.threads engine.batches engine.prefix engine.cutting engine.taps",
     "training engine.settings engine.judging engine.steps engine.history engine.callbacks engine.checkpoints "
     "engine.run engine.explanations",
-    "depth pretraining saving interpret engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
-    "engine.choosing compression engine.onnx_models engine.recalled",
+    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
+    "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

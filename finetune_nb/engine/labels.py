@@ -169,6 +169,7 @@ class Classification(ClassTargets):
     classes: Sequence[str] # their names; a target is a position in this list
     class_weights: str|Sequence[float]|None = None # of the loss; "balanced": each class weighs as much as any other
     label_smoothing: float = 0.0 # share of the target that is spread over all classes, 0 to below 1
+    temperature: float = 1.0 # scores are divided by it for the answers, not for the loss; above 1: less sure
     problem_type, pipeline = "single_label_classification", "{}-classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
@@ -178,6 +179,7 @@ class Classification(ClassTargets):
         self.class_weights = _weights(self.class_weights, count)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing}.")
+        if self.temperature <= 0: raise ValueError(f"temperature must be above 0, got {self.temperature}.")
 
     @property
     def nothing(self): return np.full(len(self.classes), np.nan)
@@ -199,7 +201,7 @@ class Classification(ClassTargets):
 
     def answers(self, outputs, batch):
         "The probability of each class, `float[B, C]`."
-        return outputs.softmax(1).cpu().numpy()
+        return (outputs / self.temperature).softmax(1).cpu().numpy()
 
     def judge(self, answers, targets, losses):
         "Accuracy and macro F1."
