@@ -31,7 +31,7 @@ from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
 from .engine.splits import are_cut, by_group, complete, draw_few, fill, joined_groups
-from .engine import tag_baselines # its answers are registered there
+from .engine import mask_baselines, tag_baselines # their answers are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
 from .engine.pictures import open_image
@@ -42,7 +42,8 @@ def _as_targets(values):
     "Numbers become a tensor, pandas' columns are taken by position, anything else stays a list."
     if isinstance(values, Mapping): return {name: _as_targets(own) for name, own in values.items()}
     values = many("targets", values.to_numpy() if hasattr(values, "to_numpy") else values)
-    try: return torch.as_tensor(values)
+    arrays = isinstance(values, list) and all(isinstance(own, np.ndarray) for own in values)
+    try: return torch.as_tensor(np.stack(values) if arrays else values)
     except (TypeError, ValueError, RuntimeError): return list(values) # names, or of different lengths
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ class Examples:
                              "give exactly one label for each input.")
 
     def __len__(self) -> int: return len(self.inputs)
-
     @property
     def labels(self) -> torch.Tensor: # of a classification: class numbers, `int64[N]`
         return self.targets
@@ -330,20 +330,21 @@ def _few(objective:Objective, targets, labels_per_class:int, seed:int, what:str)
 @typed
 def task_of(report, # the `Report` of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
-            validation:float=0.2, # share of the examples to choose by, where there is no such part, above 0, below 1
-            test:float=0.2, # share of the examples to be judged on, where there is no such part, above 0, below 1
+            validation:float|None=None, # share of the examples to choose by, where there is no such part, 0 to 1
+            test:float|None=None, # share of the examples to be judged on, likewise; None: 0.2 each, of masks 0.15
             seed:int=0, # same seed, same split
            )->Task: # its parts are those that were given; what is missing is taken from training
     "The task that a pre-flight has found fit; numbers are cut into tenths, and each counts as a class."
     for name, share in (("validation", validation), ("test", test)):
-        if not 0 < share < 1:
+        if share is not None and not 0 < share < 1:
             raise ValueError(f"{name} must be above 0 and below 1, a share of the examples, got {share}.")
     if not hasattr(report, "require"): raise ValueError(f"report must be what check gave, got {told(report)}.")
     report.require()
     objective, targets = _asked(report)
     parts, given = np.array(report.parts), sorted(set(report.parts) - {""})
     where = {part: np.flatnonzero(parts == part) for part in given} or {"train": np.arange(len(parts))}
-    where = complete(where, objective.strata(targets), report.groups, validation, test, seed)
+    shares = [objective.held_out if share is None else share for share in (validation, test)]
+    where = complete(where, objective.strata(targets), report.groups, *shares, seed)
     if labels_per_class is not None:
         train = where["train"]
         where["train"] = train[_few(objective, take(targets, train), labels_per_class, seed, report.kind)]
@@ -354,10 +355,10 @@ def task_of(report, # the `Report` of a pre-flight that goes on
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed
-def image_folder(path:str|Path, # a folder for each class, perhaps below `train`, `val` and `test`; images and a table
+def image_folder(path:str|Path, # a folder for each class, perhaps in `train`, `val`, `test`; or beside a table or masks
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
-                 validation:float=0.2, # share of the images to choose by, where there is no such folder
-                 test:float=0.2, # share of the images to be judged on, likewise; both above 0, below 1
+                 validation:float|None=None, # share of the images to choose by, where there is no such folder
+                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks 0.15
                  seed:int=0, # same seed, same split
                  most_bad:float=0.05, # the share of damaged images that may be skipped, 0 to 1
                 )->Task: # an image task; its inputs are paths
