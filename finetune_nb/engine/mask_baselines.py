@@ -36,7 +36,7 @@ def pixel_features(image, # a file, an image of Pillow, or `uint8[C, H, W]`
 class Forest:
     "A random forest on the features of pixels."
     def __init__(self, images:Sequence, masks:Sequence, objective:Segmentation, scales:Sequence[float], leaf:int,
-                 most:int=60_000): # pixels to learn from
+                 most:int=20_000): # pixels to learn from
         from sklearn.ensemble import RandomForestClassifier
         self.scales, rng = scales, np.random.default_rng(0)
         rows, labels, each = [], [], max(50, most // len(images))
