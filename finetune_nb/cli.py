@@ -247,13 +247,18 @@ def _as_csv(answers) -> str: # of a table
     def cell(value): return "; ".join(map(str, value)) if isinstance(value, list) else value
     return answers.apply(lambda column: column.map(cell)).to_csv(index=False, lineterminator="\n")
 
-def _require_all(answers): # a table
+def _require_all(inputs, reasons): # why each cannot be read; no text where it can
     "Name what could not be read, and end with exit code 1."
-    if "error" not in answers: return
-    broken = answers.dropna(subset="error")
-    say(f"finetune-nb: {len(broken)} of {len(answers)} could not be read.",
-        *(f"{row.input.strip() or 'a blank line'}: {row.error}" for row in broken.itertuples()), sep="\n")
+    pairs = zip(map(str.strip, map(str, inputs)), reasons)
+    broken = [(given or "a blank line", why) for given, why in pairs if isinstance(why, str)]
+    if not broken: return
+    say(f"finetune-nb: {len(broken)} of {len(inputs)} could not be read.", *map(": ".join, broken), sep="\n")
     raise typer.Exit(1)
+
+def _print_conll(saved, inputs:list, batch_size:int): # of a `Predictor`
+    answers = saved.answers(inputs, batch_size)
+    print(saved.in_conll(inputs, answers), end="")
+    _require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a16
 @app.command()
@@ -280,11 +285,11 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
+    if as_conll: return _print_conll(saved, inputs, batch_size)
     answers = saved.predict(inputs, top, batch_size, windows, masks)
     rows = answers.to_dict("records")
-    if as_conll: print(saved.in_conll(inputs, batch_size), end="")
-    else: print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
-    _require_all(answers)
+    print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
+    _require_all(answers.input, answers.get("error", []))
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a17
 @app.command()

@@ -133,9 +133,13 @@ class _Answering:
         if hasattr(self.model.objective, method): return
         raise ValueError(f"{what}, and this one answers {self.model.objective.kind.replace('_', ' ')}.")
 
-    def _answers(self, inputs, batch_size:int, windows:int|None=None) -> list: # an answer each, or an `Unreadable`
+    def answers(self, inputs, # as `predict` takes them, a list
+                batch_size:int=64, # inputs that are prepared at a time
+                windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
+               )->list: # an answer each, as the objective gives them; an `Unreadable`, with its `reason`, has none
+        "The bare answers."
         kind, batch_size = KINDS.get(self.model.inputs), whole("batch_size", batch_size, 1)
-        inputs = [_readable(kind, given) for given in inputs]
+        inputs = [_readable(kind, given) for given in many("inputs", inputs)]
         if windows is not None:
             self._require("mask_of", "Windows are for models of masks")
             return [self._in_windows(given, whole("windows", windows, 32), batch_size) for given in inputs]
@@ -143,21 +147,19 @@ class _Answering:
         return [answer for part in parts for answer in _answers(self.model, part)]
 
     def in_conll(self, inputs, # texts, or lists of words
-                 batch_size:int=64, # inputs that are prepared at a time
+                 answers, # to them, of `answers`
                 )->str:
         "The tags that a model of these gives, a word a line; what cannot be read is left out."
         self._require("in_conll", "CoNLL is for models of tags")
-        inputs = many("inputs", inputs)
-        read = [(given, answer) for given, answer in zip(inputs, self._answers(inputs, batch_size))
-                if not isinstance(answer, Unreadable)]
-        return self.model.objective.in_conll(read)
+        pairs = zip(many("inputs", inputs), many("answers", answers))
+        return self.model.objective.in_conll([pair for pair in pairs if not isinstance(pair[1], Unreadable)])
 
 # %% ../nbs/10_your_own_data.ipynb #a5de7cf2
 class _OfPixels(_Answering):
     "Answers that are as large as their images."
     def _in_windows(self, given, windows:int, batch_size:int): # an answer as large as the image, or an `Unreadable`
         if isinstance(given, Unreadable): return given
-        try: return self.model.in_windows(given, windows, lambda parts: self._answers(parts, batch_size))
+        try: return self.model.in_windows(given, windows, lambda parts: self.answers(parts, batch_size))
         except (OSError, ValueError) as error: return Unreadable(_shown(given), str(error))
 
     def _write(self, folder, inputs, answers):
@@ -176,7 +178,7 @@ class _OfPixels(_Answering):
         self._require("mask_of", "Masks are for models of masks")
         inputs = many("inputs", inputs)
         return [answer if isinstance(answer, Unreadable) else self.model.objective.mask_of(answer, given)
-                for given, answer in zip(inputs, self._answers(inputs, batch_size, windows))]
+                for given, answer in zip(inputs, self.answers(inputs, batch_size, windows))]
 
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
@@ -198,7 +200,7 @@ class Predictor(_OfPixels):
         inputs = [inputs] if one else many("inputs", inputs)
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
-        answers = self._answers(inputs, batch_size, windows)
+        answers = self.answers(inputs, batch_size, windows)
         if masks is not None: self._write(masks, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
         return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])

@@ -45,6 +45,18 @@ def load(path):
 lessons = load(root/"tools"/"lessons.py")
 
 
+def tiny_bert(folder, **options):
+    "A BERT with random weights that learns in a second: its folder"
+    import torch # only where it is asked for
+    from transformers import BertConfig, BertModel
+    from finetune_nb import text
+    torch.manual_seed(0)
+    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(BertConfig(vocab_size=30522, **shape), **options).save_pretrained(folder)
+    text.classifier("minilm", 2).tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def tree(tmp_path):
     "A copy of the tree, to change at will"

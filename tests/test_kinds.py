@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -20,7 +19,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
 from mosaic import Mosaic # which registers its family
 from points import H, Finder, Points
-from test_processes import launchers
+from test_processes import run
 
 how = dict(epochs=4, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 
@@ -154,17 +153,8 @@ if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 
 def test_two_processes(tmp_path, quiet, name="points"):
-    found = {}
-    for launcher in "one", "torchrun":
-        folder = tmp_path/launcher
-        folder.mkdir()
-        (folder/"script.py").write_text(script)
-        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), name, str(root), str(root/"tests")]
-        env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[launcher] = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
-    (one,), (ours, theirs) = found["one"], found["torchrun"]
+    told = name, str(root), str(root/"tests")
+    (one,), (ours, theirs) = (run(way, tmp_path/way, quiet, *told, script=script)[0] for way in ("one", "torchrun"))
     assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
 
 

@@ -77,13 +77,14 @@ launchers = {
 }
 
 
-def run(launcher, folder, quiet, *layout):
-    "`accelerate launch --cpu` would start a single process, without MPI; --multi_gpu starts two, with or without a GPU"
+def run(launcher, folder, quiet, *arguments, script=script):
+    """What each process told in `rankN.json`, and standard error. `accelerate launch --cpu` would start a single
+    process, without MPI; --multi_gpu starts two, with or without a GPU"""
     folder.mkdir(exist_ok=True)
     (folder/"script.py").write_text(script)
     env = {k: v for k, v in quiet.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
-    command = [*launchers[launcher](), str(folder/"script.py"), str(folder), *layout]
+    command = [*launchers[launcher](), str(folder/"script.py"), str(folder), *arguments]
     how = dict(capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
     done = subprocess.run(command, env=env, cwd=folder, **how)
     assert done.returncode == 0, done.stderr[-4000:]

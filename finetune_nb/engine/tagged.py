@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .class_names import in_order, note_names
 from .conll import lines_of, looks_tagged, sentences_in
-from .findings import Notes, Unreadable, told
+from .findings import PARTS, Notes, Unreadable, told
 from .folders import hidden
 from .hugging_face import dataset_parts, features_of, is_saved, table_of
 from .inputs import KINDS, Example
@@ -96,10 +96,13 @@ def _spans(value) -> Iterator[Entity]: # of one item
         if not _whole(start, end) or not isinstance(kind, str) or not kind.strip(): raise TypeError("no span")
         yield Entity(start, end, kind.strip())
 
+def _unwrapped(value:dict) -> dict: # Label Studio has the text one level down
+    return value | value["data"] if isinstance(value.get("data"), dict) else value
+
 def spans_in(value:dict # an object of JSON
             )->list[Entity]|None: # of letters; None: it has none, not even an empty list
     "The spans of an object."
-    value = value | value.get("data", {}) if isinstance(value.get("data"), dict) else value
+    value = _unwrapped(value)
     for name in _SPANS:
         if not isinstance(value.get(name), list): continue
         try: return [span for item in value[name] for span in _spans(item)]
@@ -108,8 +111,7 @@ def spans_in(value:dict # an object of JSON
 
 def text_in(value:dict) -> str|None:
     "Its text."
-    value = value | value.get("data", {}) if isinstance(value.get("data"), dict) else value
-    named = [cell for name, cell in value.items() if name.lower() in TEXT_NAMES and isinstance(cell, str)]
+    named = [cell for name, cell in _unwrapped(value).items() if name.lower() in TEXT_NAMES and isinstance(cell, str)]
     return named[0] if named else None
 
 def tagged_words(value:dict) -> tuple[list[str], list[str]]|None: # words and tags
@@ -144,9 +146,8 @@ def _pair_as_object(line:str) -> str:
 
 # %% ../../nbs/engine/13c_tagged.ipynb #1de95682
 _JSON, _CONLL = {".jsonl", ".ndjson", ".json"}, {".conll", ".conllu", ".iob", ".iob2", ".bio", ".bioes", ".ner"}
-_PART = re.compile(r"test[ab]|train|test|dev|valid|val", re.I)
-_PART_OF = dict(train="train", test="test", testb="test")
-_PART_OF |= dict.fromkeys(("testa", "dev", "valid", "val"), "validation")
+_PART_OF = {name: part for part, names in PARTS.items() for name in names} | dict(testa="validation", testb="test")
+_PART = re.compile("|".join(sorted(_PART_OF, key=len, reverse=True)), re.I)
 
 def is_tagged(file:Path) -> bool:
     "Do its first lines look so?"

@@ -22,7 +22,8 @@ from .class_names import class_list, in_order
 from .conll import as_conll
 from .labels import f1_of
 from .objective import Evaluation, Objective
-from .tags import Entity, Words, as_iob2, as_words, entities, parted, scheme_of, spans_of
+from .tags import (Entity, Words, as_iob2, as_words, entities, overlap, parted, scheme_of,
+                                     spans_of)
 from ..gradient import COLOURS, Picture
 
 # %% ../../nbs/engine/03b_tagging.ipynb #0b68223a
@@ -55,13 +56,12 @@ def mistakes_of(answer:Sequence[str], target:Sequence[str] # tags of a sentence,
     "What is wrong with an answer."
     said, true = set(entities(answer)), set(entities(target))
     only_said, only_true, found = said - true, true - said, Counter()
-    def meets(a, b): return a.start < b.end and b.start < a.end
     for own in only_true:
-        rivals = [other for other in only_said if meets(own, other)]
+        rivals = [other for other in only_said if overlap(own, other)]
         place, kind = (any(own[:2] == other[:2] for other in rivals), any(own.type == other.type for other in rivals))
         if not rivals: found["missed"] += 1
         else: found["wrong type" if place else "wrong boundary" if kind else "wrong type and boundary"] += 1
-    found["invented"] = sum(not any(meets(own, other) for other in only_true) for own in only_said)
+    found["invented"] = sum(not any(overlap(own, other) for other in only_true) for own in only_said)
     return +found
 
 @dataclass

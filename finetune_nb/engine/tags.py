@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'Words', 'as_words', 'shape_of', 'parted', 'as_iob2', 'Scheme', 'scheme_of', 'Entity', 'entities',
-           'spans_of', 'tags_of']
+           'spans_of', 'overlap', 'tags_of']
 
 # %% ../../nbs/engine/02b_tags.ipynb #e50bd1e1
 import re, unicodedata
@@ -126,7 +126,9 @@ def spans_of(text:Words, tags:Sequence[str]) -> list[Entity]: # of letters: text
     return [Entity(text.places[start][0], text.places[end - 1][1], kind) for start, end, kind in entities(tags)]
 
 # %% ../../nbs/engine/02b_tags.ipynb #688708d0
-def _overlap(a:Entity, b:Entity) -> bool: return a.start < b.end and b.start < a.end
+def overlap(a:Entity, b:Entity) -> bool:
+    "Have they something in common?"
+    return a.start < b.end and b.start < a.end
 
 def _words_under(text:Words, span:Entity) -> Entity|None: # of words; None: there are none
     def marks(start, end): return span.start < span.end and start < span.end and span.start < end
@@ -144,7 +146,7 @@ def tags_of(text:Words,
             continue
         found = _words_under(text, span)
         if found is None: odd.append(("empty span", span))
-        elif any(_overlap(found, other) for other in taken): odd.append(("overlapping spans", span))
+        elif any(overlap(found, other) for other in taken): odd.append(("overlapping spans", span))
         else:
             taken.append(found)
             start, end = text.places[found.start][0], text.places[found.end - 1][1]
