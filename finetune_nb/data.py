@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Examples', 'Task', 'split', 'near_duplicates', 'topics', 'citations', 'software', 'digits', 'photographs',
-           'task_of', 'image_folder', 'text_table', 'from_datasets']
+           'scenes', 'task_of', 'image_folder', 'text_table', 'from_datasets']
 
 # %% ../nbs/01b_data.ipynb #61c0442a
 import importlib.metadata
@@ -29,6 +29,8 @@ from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_
 from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
+from .engine.scenes import draw_scenes
+from .engine.segmentation import Segmentation
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
 from .engine.splits import are_cut, by_group, complete, draw_few, fill, joined_groups
 from .engine import mask_baselines, tag_baselines # their answers are registered there
@@ -306,6 +308,20 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
     classes, parts, made = draw_tiles([labels_per_class, validation_per_class, test_per_class], seed)
     made |= dict(seed=seed, labels_per_class=labels_per_class)
     return Task("photographs", "image", classes, *(Examples(*part) for part in parts), made=made)
+
+# %% ../nbs/01b_data.ipynb #5ce2e5a1
+@typed
+def scenes(num_train:int=100, # training scenes, at least 1
+           seed:int=0, # same seed, same scenes
+           num_validation:int=30, # validation scenes
+           num_test:int=60, # test scenes
+          )->Task: # an image task; images `uint8[N, 1, 128, 128]`; its targets are masks
+    "Which ground is each pixel? Brick, grass and gravel in regions, cut out of photographs that scikit-image ships."
+    counts = [num_train, num_validation, num_test]
+    if min(counts) < 1: raise ValueError(f"scenes are asked for in numbers {counts}: ask for at least one of each.")
+    classes, parts, made = draw_scenes(counts, whole("seed", seed, 0))
+    made |= dict(seed=seed, num_train=num_train, labels_per_class=num_train)
+    return Task("scenes", "image", Segmentation(classes), *(Examples(*part) for part in parts), made=made)
 
 # %% ../nbs/01b_data.ipynb #6f5e88d2
 def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
