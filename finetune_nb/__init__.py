@@ -11,6 +11,7 @@ _names = {
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],
+    "interpret": ["explain"],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

@@ -22,7 +22,7 @@ from torch import nn
 
 import finetune_nb
 from .data import Examples, Task
-from .engine.arguments import expect, many, network, place, whole
+from .engine.arguments import expect, many, network, place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
@@ -51,6 +51,7 @@ def _write_weights(folder:Path, model:Model, task:Task) -> dict:
     return known | about | dict(sha256=sha256, finetune_nb=finetune_nb.__version__)
 
 # %% ../nbs/10_your_own_data.ipynb #3d01579a
+@typed
 def save(folder, # where; a folder that `reserved` gave, or any
          model:nn.Module, # of `vision` or `text`
          task:Task, # what it learnt
@@ -270,7 +271,7 @@ def export_onnx(folder, # a saved model
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         found = session.run(names, {name: t.numpy() for name, t in other.items()})
         with torch.no_grad(): expected = tensors_in(model(**other))
-        gap = max((torch.tensor(ours) - theirs).abs().max().item() for ours, theirs in zip(found, expected))
+        gap = max(_apart(torch.tensor(ours), theirs) for ours, theirs in zip(found, expected))
         if not gap <= 1e-4: # NaN is no agreement
             raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: "
                              "nothing was written.")
@@ -279,6 +280,9 @@ def export_onnx(folder, # a saved model
     return file
 
 # %% ../nbs/10_your_own_data.ipynb #73071762
+def _apart(ours, theirs) -> float: # as a share of the largest number, where there is one above 1
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+
 def _write_onnx(model:Model, given:dict[str, torch.Tensor], file:Path) -> list[str]: # the outputs' names
     "Any number of examples, and of tokens where these differ."
     batch, mask = torch.export.Dim("batch"), model.mask(given)
