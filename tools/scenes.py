@@ -10,7 +10,6 @@ from pathlib import Path
 from finetune_nb import evaluate, fit, freeze, vision
 from finetune_nb.data import Examples, Task, baseline
 from finetune_nb.engine.scenes import GROUNDS, draw_scenes
-from finetune_nb.engine.segmentation import Segmentation
 from finetune_nb.freezing import blocks
 from lessons import processor
 
@@ -26,8 +25,8 @@ COUNTS, EPOCHS, RATES = (100, 30, 60), 12, (1e-3, 3e-3)
 
 
 def task_of(variant, seed):
-    classes, parts, made = draw_scenes(COUNTS, seed, **VARIANTS[variant])
-    return Task("scenes", "image", Segmentation(classes), *(Examples(*part) for part in parts), made=made)
+    objective, parts, made = draw_scenes(COUNTS, seed, **VARIANTS[variant])
+    return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
 
 def learnt(task, seed, learning=0, rate=None, pretrained=True):

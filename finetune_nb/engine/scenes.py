@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from .docstrings import fingerprint_of
 from .photographs import pictures
+from .segmentation import Segmentation
 
 # %% ../../nbs/engine/09b_scenes.ipynb #06af41ed
 GROUNDS = "brick", "grass", "gravel"
@@ -58,12 +59,14 @@ def scene(bands:Sequence[Image.Image], # of each ground
     light, contrast = (np.resize(rng.uniform(*own, lights), count)[where] for own in ((80, 176), (20, 60)))
     return (light + contrast * filled).clip(0, 255).astype(np.uint8)[None], mask
 
+# %% ../../nbs/engine/09b_scenes.ipynb #06af41ee
 def draw_scenes(counts:Sequence[int], # for training, validation, test
                 seed:int=0, # same seed, same scenes; those of few are the first of many
                 names:Sequence[str]=GROUNDS, # of pictures
                 own_light:bool=False, # each region in a light of its own
-               )->tuple[list[str], list[tuple], dict]: # classes; images and masks of each part; how they were made
+               )->tuple[Segmentation, list[tuple], dict]: # what is asked; images, masks of each part; how
     "Scenes of all parts; no two parts share a pixel of a picture."
+    if min(counts) < 1: raise ValueError(f"scenes are asked for in numbers {counts}: ask for at least one of each.")
     found, parts = pictures(), []
     def bands(name):
         picture = found[name].convert("L").resize((512, 512))
@@ -74,7 +77,8 @@ def draw_scenes(counts:Sequence[int], # for training, validation, test
     for number, count in enumerate(counts):
         own = [cut[i][order[i, number]] for i in range(len(names))]
         drawn = [scene(own, np.random.default_rng([seed, number, i]), own_light) for i in range(count)]
-        images = torch.from_numpy(np.stack([image for image, _ in drawn]))
-        parts.append((images, [mask for _, mask in drawn]))
+        images, masks = zip(*drawn)
+        parts.append((torch.from_numpy(np.stack(images)), list(masks)))
     content = b"".join(np.asarray(found[name]).tobytes() for name in names)
-    return list(names), parts, dict(fingerprint=fingerprint_of(content))
+    made = dict(seed=seed, num_train=counts[0], labels_per_class=counts[0], fingerprint=fingerprint_of(content))
+    return Segmentation(list(names)), parts, made
