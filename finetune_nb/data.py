@@ -29,6 +29,7 @@ from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_
 from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
+from .engine.pictures import open_image
 from .engine.scenes import draw_scenes
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
 from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups
@@ -396,5 +397,4 @@ def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on
                   most_bad:float=0.05, # the share of examples that may be skipped, 0 to 1
                  )->Task: # an image or a text task
     "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
-    report = check(source, None, text_column, label_column, most_bad)
-    return task_of(report, labels_per_class, validation, test, seed)
+    return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)

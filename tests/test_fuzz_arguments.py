@@ -119,6 +119,7 @@ def calls():
         "data.topics": lambda: dict(seeded),
         "data.digits": lambda: dict(seeded),
         "data.photographs": lambda: dict(labels_per_class=2, validation_per_class=2, test_per_class=2),
+        "data.scenes": lambda: dict(num_train=1, num_validation=1, num_test=1),
         "data.citations": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.software": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.task_of": lambda: dict(report=report()),
@@ -264,7 +265,7 @@ wrong += [generator, lambda: iter([1]), lambda: map(str, [1]), lambda: (lambda *
           lambda: collections.defaultdict(list), small_recipe]
 huge = [lambda value=value: value for value in [10**30, -10**30, 1e300, 2**62, np.int64(2**40)]]
 works = {"epochs", "steps", "repeats", "rounds", "draws", "seeds", "depths", "resolution"} # where huge is only long
-slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, classifier=0.1, tagger=0.1, segmenter=0.1,
+slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, classifier=0.1, tagger=0.1, segmenter=0.1,
             Segmenter=0.2, DenseSegmenter=0.2, FreezeExplorer=0.2, baseline=0.1, plot_path=0.3, sweep=0.3,
             one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3) # so much more rarely
 
