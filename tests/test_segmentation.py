@@ -130,13 +130,13 @@ def marked(size=(40, 60)):
     return torch.from_numpy(mask * 255).expand(3, -1, -1), mask
 
 
-@pytest.mark.parametrize("shape, canvas", [((48, 64), (48, 64)), ((40, 60), (48, 64)), ((60, 40), (64, 48))])
+@pytest.mark.parametrize("shape, canvas", [((48, 64), (48, 64)), ((40, 60), (48, 80)), ((60, 40), (80, 48))])
 def test_masks_follow_images(shape, canvas):
     "Resized, with a margin, and mirrored, turned and enlarged"
     pixels, mask = marked(shape)
     task = Task("marked", "image", Segmentation(CLASSES), *[Examples([pixels, pixels], [mask, mask])] * 3)
     moved = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(30, (.1, .1), (.8, 1.2)), v2.ColorJitter(.1)])
-    model = vision.segmenter("ladder-tiny", task, 64, augment=moved)
+    model = vision.segmenter("ladder-tiny", task, 48, augment=moved)
     assert model.preprocessing.canvas == canvas
     (image,), (target,) = model.encode_pairs([pixels], [mask])
     seen = 0
@@ -288,7 +288,7 @@ def test_every_family_of_maps(name):
     model = vision.segmenter(name, task, 64, pretrained=False).eval()
     few = model.encode(task.train.inputs)
     with torch.no_grad(): outputs = model(model.collate(few))
-    assert outputs.shape == (2, 3, 48, 64) and 2 <= len(model.places) <= 4
+    assert outputs.shape == (2, 3, 64, 96) and 2 <= len(model.places) <= 4
     own = {id(p) for block in blocks(model) for p in block.parameters()}
     assert own == {id(p) for p in model.parameters()}
     freeze(model, len(blocks(model)) - 1)
@@ -690,7 +690,7 @@ def folder(tmp_path):
 
 
 def test_from_a_folder_to_masks(monkeypatch, capsys, folder, tmp_path):
-    fast = "--backbone", "ladder-tiny", "--image-size", 64, "--freeze-depth", 0, "--epochs", 12, "--learning-rate", 0.01
+    fast = "--backbone", "ladder-tiny", "--image-size", 48, "--freeze-depth", 0, "--epochs", 12, "--learning-rate", 0.01
     code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", tmp_path/"m", "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "segmentation" and result["iou"] > .5 and result["num_test"] == 6, err
@@ -724,6 +724,41 @@ def test_a_large_image_is_read_in_windows():
         found = model.in_windows(pixels.to(torch.uint8), side, answer)
         assert np.array_equal(found, (pixels[0] % 3).numpy())
     assert max(max(part.shape) for part in seen[:5]) == 32
+
+
+large = """
+import resource, sys
+sys.path[:0] = sys.argv[2:]
+import ladder
+from pathlib import Path
+from finetune_nb import data, evaluate, fit, freeze, load, saving, vision
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 # gigabytes
+top, before = Path(sys.argv[1]), peak()
+task = data.image_folder(top/"maps")
+model = vision.segmenter("ladder-tiny", task, 64)
+history = fit(model, task, epochs=1, batch_size=2, progress=False)
+saving.save(top/"m", model, task, history, evaluate(model, task.test))
+file = next((top/"maps"/"images").iterdir())
+(mask,) = load(top/"m").masks([file], windows=1500)
+load(top/"m").predict([file], masks=top/"found")
+print(mask.shape, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units there")
+def test_images_of_24_megapixels_need_less_than_2_gigabytes(tmp_path, quiet):
+    "Above the imports: read, learnt, judged, saved, and answered, whole and in windows"
+    for folder in "images", "masks": (tmp_path/"maps"/folder).mkdir(parents=True)
+    for i in range(6):
+        mask = np.zeros((4000, 6000), np.uint8)
+        mask[500 * i:500 * i + 1000, :3000] = 255
+        Image.fromarray(mask // 2 + 50 + i).convert("RGB").save(tmp_path/"maps"/"images"/f"{i}.jpg")
+        Image.fromarray(mask).save(tmp_path/"maps"/"masks"/f"{i}.png")
+    command = [sys.executable, "-c", large, str(tmp_path), str(root), str(root/"tests")]
+    done = subprocess.run(command, env={**quiet, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shape, _, gigabytes = done.stdout.rpartition(" ")
+    assert shape == "(4000, 6000)" and float(gigabytes) < 2
 
 
 def test_a_broken_image_is_named_and_the_others_are_answered(monkeypatch, capsys, tmp_path):

@@ -14,14 +14,12 @@ from finetune_nb.freezing import blocks
 from lessons import processor
 
 SAVED = Path(__file__).parent.parent/"nbs"/"measured"/"scenes.json"
-FIVE = *GROUNDS, "coins", "ihc"
 VARIANTS = {
     "three grounds, one light": dict(names=GROUNDS),
-    "three grounds": dict(names=GROUNDS, own_light=True),
-    "five pictures": dict(names=FIVE, own_light=True),
-    "eight pictures": dict(names=(*FIVE, "chelsea", "retina", "moon"), own_light=True),
+    "three grounds, a light for each region": dict(names=GROUNDS, own_light=True),
+    "five pictures": dict(names=(*GROUNDS, "coins", "ihc")),
 }
-COUNTS, EPOCHS, RATES = (100, 30, 60), 12, (1e-3, 3e-3)
+COUNTS, EPOCHS, RATES = (100, 30, 60), 12, (1e-3, 3e-3, 1e-2)
 
 
 def task_of(variant, seed):

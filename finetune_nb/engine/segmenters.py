@@ -35,7 +35,7 @@ from ..freezing import Block, blocks
 @dataclass(frozen=True)
 class Fitting:
     "How a segmenter wants its images: as large as they fit in, normalised."
-    image_size: int = 224 # pixels, the longer side of what the network sees
+    image_size: int = 224 # pixels, the shorter side of most images
     height: int = 224 # pixels
     width: int = 224 # pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406) # of red, green and blue, 0 to 1
@@ -76,12 +76,12 @@ class Fitting:
         return TF.normalize(images, self.mean, self.std)
 
 def canvas_for(sizes:Sequence[tuple[int, int]], # heights and widths of images
-               image_size:int, # pixels, the longer side
+               image_size:int, # pixels, the shorter side of most images
               )->tuple[int, int]: # height and width
-    "What nine of ten images need, in steps of 16 pixels."
-    shares = np.array([(height / max(height, width), width / max(height, width)) for height, width in sizes])
+    "What nine of ten images need, in steps of 16 pixels, and no more than twice the size."
+    shares = np.array([(height / min(height, width), width / min(height, width)) for height, width in sizes])
     needed = np.quantile(shares, 0.9, axis=0, method="inverted_cdf") * image_size
-    height, width = (min(image_size, max(32, 16 * math.ceil(side / 16 - 1e-9))) for side in needed)
+    height, width = (min(2 * image_size, 16 * math.ceil(side / 16 - 1e-9)) for side in needed)
     return height, width
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #1add6396
@@ -223,7 +223,7 @@ class SegmenterInputs(SegmenterFiles):
     @property
     def varies(self): return self.augment is not None
 
-    def suggested(self, examples): return dict(epochs=min(30, max(8, 2400 // examples)), batch_size=8)
+    def suggested(self, examples): return dict(epochs=min(30, max(8, 1600 // examples)), batch_size=8)
 
     def encode(self, images):
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
