@@ -5,44 +5,47 @@
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 from finetune_nb import evaluate, fit, freeze, vision
 from finetune_nb.data import Examples, Task, baseline
-from finetune_nb.engine.scenes import GROUNDS, draw_scenes
+from finetune_nb.engine.scenes import draw_scenes
 from finetune_nb.freezing import blocks
 from lessons import processor
 
 SAVED = Path(__file__).parent.parent/"nbs"/"measured"/"scenes.json"
-VARIANTS = {
-    "three grounds, one light": dict(names=GROUNDS),
-    "three grounds, a light for each region": dict(names=GROUNDS, own_light=True),
-    "five pictures": dict(names=(*GROUNDS, "coins", "ihc")),
+VARIANTS = { # scenes to learn from, epochs, and how they are drawn
+    "one light, 100 scenes": (100, 12, {}),
+    "one light, 60 scenes": (60, 12, {}),
+    "one light, 20 scenes": (20, 30, {}),
+    "a light for each region, 20 scenes": (20, 30, dict(own_light=True)),
 }
-COUNTS, EPOCHS, RATES = (100, 30, 60), 12, (1e-3, 3e-3, 1e-2)
+RATES = 3e-3, 1e-2, 3e-2
 
 
 def task_of(variant, seed):
-    objective, parts, made = draw_scenes(COUNTS, seed, **VARIANTS[variant])
+    num_train, _, how = VARIANTS[variant]
+    objective, parts, made = draw_scenes((num_train, 30, 60), seed, **how)
     return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
 
-def learnt(task, seed, learning=0, rate=None, pretrained=True):
+def learnt(task, seed, epochs, learning=0, rate=None, pretrained=True):
     "Validation and test scores; `learning` blocks of the backbone"
     model = vision.segmenter("efficientnet-lite0", task, 128, pretrained=pretrained, seed=seed)
     freeze(model, len(blocks(model)) - 1 - learning)
-    history = fit(model, task, EPOCHS, 8, rate, rate, seed=seed, progress=False)
+    history = fit(model, task, epochs, 8, rate, rate, seed=seed, progress=False)
     return history.validation_score, evaluate(model, task.test).iou
 
 
-def forest(task, seed):
+def forest(task, seed, epochs):
     found = baseline(task)
     return found.validation_scores["iou"], found.iou
 
 
 WAYS = {"forest": forest, "decoder alone": learnt,
-        "upper half": lambda task, seed: learnt(task, seed, 4)}
-WAYS |= {f"scratch, {rate:g}": lambda task, seed, rate=rate: learnt(task, seed, 9, rate, False) for rate in RATES}
+        "upper half": lambda *how: learnt(*how, 4)}
+WAYS |= {f"scratch, {rate:g}": partial(learnt, learning=9, rate=rate, pretrained=False) for rate in RATES}
 
 
 if __name__ == "__main__":
@@ -57,9 +60,9 @@ if __name__ == "__main__":
             for way, measure in WAYS.items():
                 if any((own["variant"], own["seed"], own["way"]) == (variant, seed, way) for own in rows): continue
                 task, began = task or task_of(variant, seed), time.process_time()
-                validation, test = measure(task, seed)
+                validation, test = measure(task, seed, VARIANTS[variant][1])
                 rows.append(dict(variant=variant, seed=seed, way=way, validation=round(validation, 4),
                                  test=round(test, 4), seconds=round(time.process_time() - began, 1)))
                 print(rows[-1], flush=True)
-                about = dict(machine=processor(), counts=COUNTS, epochs=EPOCHS)
+                about = dict(machine=processor())
                 SAVED.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")

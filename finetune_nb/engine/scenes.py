@@ -62,7 +62,6 @@ def scene(bands:Sequence[Image.Image], # of each ground
 # %% ../../nbs/engine/09b_scenes.ipynb #06af41ee
 def draw_scenes(counts:Sequence[int], # for training, validation, test
                 seed:int=0, # same seed, same scenes; those of few are the first of many
-                names:Sequence[str]=GROUNDS, # of pictures
                 own_light:bool=False, # each region in a light of its own
                )->tuple[Segmentation, list[tuple], dict]: # what is asked; images, masks of each part; how
     "Scenes of all parts; no two parts share a pixel of a picture."
@@ -72,13 +71,13 @@ def draw_scenes(counts:Sequence[int], # for training, validation, test
         picture = found[name].convert("L").resize((512, 512))
         cuts = np.linspace(0, 512, len(counts) + 1).astype(int)
         return [picture.crop((0, a, 512, b)) for a, b in zip(cuts, cuts[1:])]
-    cut = [bands(name) for name in names]
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (len(names), 1)), axis=1)
+    cut = [bands(name) for name in GROUNDS]
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (len(GROUNDS), 1)), axis=1)
     for number, count in enumerate(counts):
-        own = [cut[i][order[i, number]] for i in range(len(names))]
+        own = [cut[i][order[i, number]] for i in range(len(GROUNDS))]
         drawn = [scene(own, np.random.default_rng([seed, number, i]), own_light) for i in range(count)]
         images, masks = zip(*drawn)
         parts.append((torch.from_numpy(np.stack(images)), list(masks)))
-    content = b"".join(np.asarray(found[name]).tobytes() for name in names)
+    content = b"".join(np.asarray(found[name]).tobytes() for name in GROUNDS)
     made = dict(seed=seed, num_train=counts[0], labels_per_class=counts[0], fingerprint=fingerprint_of(content))
-    return Segmentation(list(names)), parts, made
+    return Segmentation(list(GROUNDS)), parts, made
