@@ -22,7 +22,7 @@ from torch import nn
 
 import finetune_nb
 from .data import Examples, Task
-from .engine.arguments import expect, many, network, place, typed, whole
+from .engine.arguments import expect, many, network, place, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
@@ -51,7 +51,6 @@ def _write_weights(folder:Path, model:Model, task:Task) -> dict:
     return known | about | dict(sha256=sha256, finetune_nb=finetune_nb.__version__)
 
 # %% ../nbs/10_your_own_data.ipynb #3d01579a
-@typed
 def save(folder, # where; a folder that `reserved` gave, or any
          model:nn.Module, # of `vision` or `text`
          task:Task, # what it learnt
@@ -61,6 +60,7 @@ def save(folder, # where; a folder that `reserved` gave, or any
         )->Path: # the folder
     "Weights, configuration, metrics, figures and a model card; all of them, or none."
     folder, model = place("folder", folder), network(model)
+    expect("more", more, dict | None, "a dictionary")
     refuse_others(folder)
     shutil.rmtree(part := folder/".part", ignore_errors=True) # of a run that was killed
     part.mkdir(parents=True)
