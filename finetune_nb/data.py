@@ -310,7 +310,7 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
 
 # %% ../nbs/01b_data.ipynb #5ce2e5a1
 @typed
-def scenes(num_train:int=60, # training scenes, at least 1
+def scenes(num_train:int=20, # training scenes, at least 1
            seed:int=0, # same seed, same scenes
            num_validation:int=30, # validation scenes
            num_test:int=60, # test scenes

@@ -43,8 +43,8 @@ def forest(task, seed, epochs):
     return found.validation_scores["iou"], found.iou
 
 
-WAYS = {"forest": forest, "decoder alone": learnt,
-        "upper half": lambda *how: learnt(*how, 4)}
+WAYS = {"forest": forest, "decoder alone": learnt, "upper half": partial(learnt, learning=4),
+        "everything": partial(learnt, learning=9)}
 WAYS |= {f"scratch, {rate:g}": partial(learnt, learning=9, rate=rate, pretrained=False) for rate in RATES}
 
 
