@@ -5,6 +5,7 @@ from torch import nn
 from finetune_nb import evaluate, fit
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.callbacks import Callback, Tracked
+from finetune_nb.engine.options import Learning
 
 
 def network():
@@ -79,6 +80,12 @@ def test_tensorboard_reads_the_curve(task, tmp_path):
     assert [event.step for event in curve.Scalars("loss")] == [1, 2, 3, 4]
     seen = [event.value for event in curve.Scalars("validation_loss")]
     assert seen == pytest.approx([row["validation_loss"] for row in history.epochs])
+
+
+def test_the_command_tracks():
+    assert "callbacks" not in Learning().settings()
+    (tracked,) = Learning(track="tensorboard").settings()["callbacks"]
+    assert (tracked.name, str(tracked.folder)) == ("tensorboard", "runs")
 
 
 def test_what_is_no_callback_is_refused(task):

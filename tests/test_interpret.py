@@ -8,8 +8,8 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from torch import nn
-from transformers import BertConfig, BertModel
 
+from conftest import tiny_bert
 from finetune_nb import cli, data, evaluate, explain, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.explanations import Checked, Explanation, Score
@@ -44,14 +44,7 @@ def patches(classes=2):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    "A BERT that learns in a second: its folder"
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    BertModel(BertConfig(vocab_size=30522, **shape)).save_pretrained(folder)
-    text.classifier("minilm", 2).tokenizer.save_pretrained(folder)
-    return str(folder)
+def tiny(tmp_path_factory): return tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 def reader(folder): return text.classifier(folder, Classification(["dull", "bright"]), seed=1)

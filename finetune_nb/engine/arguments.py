@@ -64,7 +64,7 @@ def place(name:str, # of the argument
          )->Path:
     "A file or a folder."
     expect(name, value, str | os.PathLike, "a path")
-    try: nameable = b"\0" not in os.fsencode(value) and max(map(len, os.fsencode(value).split(b"/"))) < 256
+    try: nameable = all(len(part) < 256 and b"\0" not in part for part in os.fsencode(value).split(b"/"))
     except UnicodeError: nameable = False # half a character
     if not nameable: raise ValueError(f"{name} must be a path, got {told(value)}: no file can be called so.")
     try: return Path(value).expanduser()

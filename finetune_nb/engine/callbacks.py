@@ -31,7 +31,7 @@ class Tracked(Callback):
                  run_name:str|None=None, # among others there; None: the task's, and the time
                 ):
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"name must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}.")
+            raise ValueError(f"A tracker is one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}.")
         if name not in map(str, get_available_trackers()):
             raise ModuleNotFoundError(f"The tracker {name} is not installed: pip install {name}.", name=name)
         self.name, self.folder, self.run_name = name, place("folder", folder), run_name

@@ -29,7 +29,7 @@ AT_ONCE = 32 # inputs in a batch
 
 class Score:
     "A number of a model's answer, of an input of which some parts are hidden."
-    def __init__(self, model:Model, # in evaluation mode, as `explaining` has it
+    def __init__(self, model:Model, # in evaluation mode, as `evaluating` makes it
                  given, # one input
                  target=None, # what is explained, as the objective has it; None: what the model answers
                 ):
@@ -215,5 +215,5 @@ class Checked(Checks, Drawn):
         curves.plot(self.shares, self.random.T, color="#888888", lw=.8)
         curves.plot(self.shares, self.curve, "o-", ms=3, color=COLOURS[0])
         curves.set(xlabel=f"share of the {self.explanation.parts.kind}s that is hidden", ylabel="score")
-        curves.set_title("hidden: what counts most (orange), at random", fontsize=9)
+        curves.set_title("what counts most goes first (orange)", fontsize=9)
         return figure

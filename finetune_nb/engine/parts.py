@@ -111,9 +111,9 @@ class PixelParts(Parts):
         return f"columns {bounds[column]} to {bounds[column + 1] - 1}, rows {bounds[row]} to {bounds[row + 1] - 1}"
 
     def draw(self, ax, values):
-        most = np.abs(values).max() or 1
-        shares = (values / most).reshape(self.side, self.side)
-        ax.imshow(self.image.float().mean(0), cmap="gray", vmin=0, vmax=255)
+        most = np.quantile(np.abs(values), .99) or np.abs(values).max() or 1 # or a few pixels would outshine all
+        shares = np.clip(values / most, -1, 1).reshape(self.side, self.side)
+        ax.imshow(self.image.float().mean(0), cmap="gray", vmin=-100, vmax=500) # no colour is lost in black or white
         ax.imshow(shares, cmap=_BLUE_TO_ORANGE, vmin=-1, vmax=1, alpha=np.clip(1.2 * np.abs(shares), 0, .8))
         ax.set(xticks=[], yticks=[])
 
