@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Fitting', 'canvas_for', 'pyramid', 'layer', 'Decoder', 'top_tokens', 'TokenMaps', 'SegmenterFiles', 'segmentation_in',
-           'SegmenterInputs', 'Parts', 'Segmenter']
+           'SegmenterInputs', 'Trunk', 'Segmenter']
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #8db258c9
 import inspect
@@ -27,6 +27,7 @@ from .families import Backbone, Map, adopt, as_backbone, family_of_saved, run_on
 from .image_models import ImageFiles, Normalise, as_pixels
 from .masks import fitted, off_canvas, onto_canvas
 from .models import windows_of
+from .parts import PixelParts
 from .segmentation import Segmentation
 from .twins import watch
 from ..freezing import Block, blocks
@@ -225,6 +226,8 @@ class SegmenterInputs(SegmenterFiles):
 
     def suggested(self, examples): return dict(epochs=min(30, max(8, 1600 // examples)), batch_size=8)
 
+    def parts(self, given): return PixelParts(self, self.encode([given])[0])
+
     def encode(self, images):
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
 
@@ -272,7 +275,7 @@ class SegmenterInputs(SegmenterFiles):
         return list(torch.randint(0, 256, size, dtype=torch.uint8, generator=random))
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #90f60f98
-class Parts(SegmenterInputs):
+class Trunk(SegmenterInputs):
     "A backbone up to its topmost map, in blocks."
     def _maps(self, backbone:Backbone, image_size:int) -> tuple[dict[str, Map], dict[str, nn.Module]]:
         "What the decoder reads, by the names of blocks, and all modules that could be read."
@@ -298,7 +301,7 @@ class Parts(SegmenterInputs):
         maps, modules = self._maps(backbone, image_size)
         self.places = [(paths[modules[name]], False) for name in maps]
         top = max(i for i, block in enumerate(found) if block.name in maps)
-        self.parts = [(block.name, [paths[m] for m in block.modules], list(block.tensors)) for block in found[:top + 1]]
+        self.trunk = [(block.name, [paths[m] for m in block.modules], list(block.tensors)) for block in found[:top + 1]]
         for path in (paths[m] for block in found[top + 1:] for m in block.modules):
             parent, _, last = path.rpartition(".")
             setattr(network.get_submodule(parent), last, nn.Identity())
@@ -309,13 +312,13 @@ class Parts(SegmenterInputs):
         "The backbone's, as far as they are run, and the decoder as the head."
         tensors = dict([*self.backbone.named_parameters(), *self.backbone.named_buffers()])
         found = [Block(name, list(map(self.backbone.get_submodule, paths)), {own: tensors[own] for own in bare})
-                 for name, paths, bare in self.parts]
+                 for name, paths, bare in self.trunk]
         found[0].modules.insert(0, self.normalise)
         return [*found, Block("head", [*filter(None, [self.widen]), self.head])]
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #0a198a69
 @typed
-class Segmenter(Parts):
+class Segmenter(Trunk):
     "A pretrained image network, and a decoder over its maps."
     kind, reads, learning_blocks = "segmenter", "maps", 1
 
