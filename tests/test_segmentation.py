@@ -27,6 +27,7 @@ from finetune_nb.engine.masks import as_mask, fitted, off_canvas, onto_canvas
 from finetune_nb.engine.segmentation import Segmentation
 from finetune_nb.engine.segmentation_families import TorchvisionSegmenters
 from finetune_nb.freezing import blocks, fingerprint
+from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
 from test_processes import launchers
 
@@ -278,6 +279,24 @@ def test_swept_over_depths():
                         progress=False)
     assert swept.scores[0] == "iou" and len(swept.rows) == 6 and len(swept.recommend().interval) == 2
     swept.plot()
+
+
+def test_a_class_of_a_mask_is_explained():
+    task = Task("wide", "image", Segmentation(CLASSES), *[examples(4, 0)] * 3)
+    model = vision.segmenter("ladder-tiny", task, 48, width=8)
+    image, answer = task.test.inputs[0], np.asarray(predict(model, task.test.inputs[:1])[0])
+    assert answer.shape == (48, 64), "no square"
+    found = np.flatnonzero(np.bincount(answer.ravel(), minlength=3))
+    for method in ("occlusion", "grad_cam"):
+        own = explain(model, image, int(found[-1]), method)
+        assert own.target == CLASSES[found[-1]] and own.values.shape == (48 * 64,) and own.values.any()
+    asked = Segmentation(CLASSES).output_target(np.array([[0, 0, 0], [0, 2, 1], [0, 2, 0]]))
+    assert asked.name == "green", "the largest that is no background"
+    outputs = torch.arange(27.).reshape(1, 3, 3, 3)
+    assert asked.score(outputs) == (outputs[0, 2, 1, 1] + outputs[0, 2, 2, 1]) / 2
+    for target in (1, "red", 3, -1, True, "cat", [0]):
+        with pytest.raises(ValueError, match="found are background, green, got"):
+            Segmentation(CLASSES).output_target(np.array([[0, 2]]), target)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_0",

@@ -51,12 +51,14 @@ class Normalise(nn.Module):
 
 # %% ../../nbs/engine/27_image_models.ipynb #43ba09a0
 class ImageFiles(Model):
-    "How a model of images is written and read."
+    "How a model of images is written and read, and what its inputs are made of."
     options = () # what `__init__` is told besides, by name
 
     @property
     def written(self) -> nn.Module: # whose weights are saved
         return self.backbone
+
+    def parts(self, given): return PixelParts(self, self.encode([given])[0])
 
     def save(self, folder):
         family = family_called(self.family)
@@ -116,8 +118,6 @@ class ImageModel(ImageFiles):
         "Open, resize and cut, once."
         if hasattr(images, "shape"): return [self.preprocessing(image) for image in images]
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
-
-    def parts(self, given): return PixelParts(self, self.encode([given])[0])
 
     def samples(self, count):
         size, random = self.preprocessing.image_size, torch.Generator().manual_seed(count)

@@ -27,7 +27,6 @@ from .families import Backbone, Map, adopt, as_backbone, family_of_saved, run_on
 from .image_models import ImageFiles, Normalise, as_pixels
 from .masks import fitted, off_canvas, onto_canvas
 from .models import windows_of
-from .parts import PixelParts
 from .segmentation import Segmentation
 from .twins import watch
 from ..freezing import Block, blocks
@@ -225,8 +224,6 @@ class SegmenterInputs(SegmenterFiles):
     def varies(self): return self.augment is not None
 
     def suggested(self, examples): return dict(epochs=min(30, max(8, 1600 // examples)), batch_size=8)
-
-    def parts(self, given): return PixelParts(self, self.encode([given])[0])
 
     def encode(self, images):
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
