@@ -198,12 +198,12 @@ class _Board(_Controls):
 
 # %% ../nbs/08b_explorer.ipynb #6f66a135
 def _looked_at(trials:Trials) -> str: # HTML; empty: there is nothing to show
-    "What of the first test example the network, as it is now, looks at, or else what it answers to it."
+    "What the network, as it is now, answers to the first test example, and what of it the answer depends on."
     first, model = trials.task.test.subset([0]), trials.model
-    given = first.inputs[0]
-    try: return explain(model, given, method=model.parts(given).methods[-1])._repr_html_()
-    except ValueError: shown = evaluate(model, first).show(first.inputs)
-    return "" if shown is None else shown._repr_html_()
+    given, answered = first.inputs[0], evaluate(model, first).show(first.inputs)
+    answered = "" if answered is None else answered._repr_html_()
+    try: return answered + explain(model, given, method=model.parts(given).methods[-1])._repr_html_()
+    except ValueError: return answered # what its inputs are made of is not known
 
 # %% ../nbs/08b_explorer.ipynb #feb6374d
 class _Trainer(_Board):

@@ -29,6 +29,7 @@ from finetune_nb.engine.segmentation_families import TorchvisionSegmenters
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
+from finetune_nb.widgets import FreezeExplorer
 from test_processes import launchers
 
 how = dict(epochs=6, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
@@ -297,6 +298,12 @@ def test_a_class_of_a_mask_is_explained():
     for target in (1, "red", 3, -1, True, "cat", [0]):
         with pytest.raises(ValueError, match="found are background, green, got"):
             Segmentation(CLASSES).output_target(np.array([[0, 2]]), target)
+
+
+def test_the_explorer_shows_a_mask_and_what_it_depends_on():
+    explorer = FreezeExplorer(segmenter(), task_of_scenes((6, 4, 4)), steps=2)
+    explorer.run(5)
+    assert "<th>true</th>" in explorer.looked_at.value and "grad cam" in explorer.looked_at.value
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_0",
@@ -728,6 +735,9 @@ def test_from_a_folder_to_masks(monkeypatch, capsys, folder, tmp_path):
     assert code == 1 and "is there already, and nothing is overwritten" in err
     code, out, _ = run(monkeypatch, capsys, *predict)
     assert code == 0 and "background" in out.splitlines()[1]
+    told = "--target", "background", "--method", "grad_cam", "--out", tmp_path/"why.png", "--json"
+    code, out, err = run(monkeypatch, capsys, "explain", tmp_path/"m", images[0], *told)
+    assert code == 0 and json.loads(out)["target"] == "background" and (tmp_path/"why.png").exists(), err
     code, out, err = run(monkeypatch, capsys, "check", folder, "--json")
     assert code == 0 and json.loads(out)["objective"] == "segmentation" and json.loads(out)["pixels"]["red"] > 0
 
