@@ -30,7 +30,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
 from finetune_nb.widgets import FreezeExplorer
-from test_processes import launchers
+from test_processes import run as launched
 
 how = dict(epochs=6, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 CLASSES = ["background", "red", "green"]
@@ -221,6 +221,14 @@ def test_a_forest_is_a_baseline():
     assert classical.iou > .6 and classical.always["iou"] == 0 and classical.always["pixel_accuracy"] > .6
 
 
+@pytest.fixture
+def threads():
+    "As many afterwards as before"
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def job(folder, out, kill_at=None):
     torch.set_num_threads(1)
     model, steps = segmenter(5), []
@@ -232,16 +240,15 @@ def job(folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path):
-    def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json") == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", 20) == -signal.SIGKILL
+def test_killed_and_resumed(tmp_path, threads):
+    to_be_killed = tmp_path/"killed", tmp_path/"killed.json", 20
+    child = multiprocessing.get_context("spawn").Process(target=job, args=to_be_killed)
+    child.start()
+    job(tmp_path/"whole", tmp_path/"whole.json")
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json") == 0
+    job(tmp_path/"killed", tmp_path/"killed.json")
     assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
 
 
@@ -250,29 +257,24 @@ import json, sys
 sys.path[:0] = sys.argv[2:]
 import torch
 torch.set_num_threads(1)
-from test_segmentation import fit, how, segmenter, task_of_scenes
-history = fit(segmenter(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
+from test_segmentation import learnt
+found = learnt()
 from accelerate import PartialState
-told = json.dumps([history.train_loss, history.validation_score])
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+with open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w") as file: json.dump(found, file)
+torch.distributed.destroy_process_group()
 """
 
 
+def learnt():
+    history = fit(segmenter(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
+    return history.train_loss, history.validation_score
+
+
 def test_two_processes(tmp_path, quiet):
-    found = {}
-    for launcher in "one", "torchrun":
-        folder = tmp_path/launcher
-        folder.mkdir()
-        (folder/"script.py").write_text(script)
-        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), str(root), str(root/"tests")]
-        env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[launcher] = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
-    (one,), (ours, theirs) = found["one"], found["torchrun"]
-    assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
-    assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
+    (ours, theirs), _ = launched("torchrun", tmp_path/"two", quiet, str(root), str(root/"tests"), script=script)
+    losses, scores = learnt()
+    assert ours == theirs and ours[1] == pytest.approx(scores, rel=1e-9)
+    assert np.abs(np.array(ours[0]) / np.array(losses) - 1).max() < 1e-9
 
 
 def test_swept_over_depths():
