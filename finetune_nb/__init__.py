@@ -8,9 +8,11 @@ _names = {
     "text": [],
     "vision": [],
     "cache": [],
+    "adapters": ["lora"],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "saving": ["load"],
+    "compression": ["compress"],
     "interpret": ["explain"],
     "pretraining": [],
     "depth": ["sweep"],
@@ -25,7 +27,7 @@ family_rooms = ["engine.torchvision_families", "engine.segmentation_families", "
 kind_rooms = ["engine.tagged", "engine.mask_files", "engine.mask_shapes"]
 # The rooms whose models can be saved, by the kind of model: `load` imports them when it meets one.
 model_rooms = {"image": "vision", "text": "text", "tagger": "text", "segmenter": "vision",
-               "dense_segmenter": "vision"}
+               "dense_segmenter": "vision", "onnx": "engine.onnx_models"}
 # What makes a new model, by the inputs of a task and by what its objective reads of a backbone.
 model_makers = {("image", "pooled"): "vision.classifier", ("text", "pooled"): "text.classifier",
                 ("text", "words"): "text.tagger", ("image", "maps"): "vision.segmenter"}

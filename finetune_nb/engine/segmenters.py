@@ -178,8 +178,7 @@ class SegmenterFiles(ImageFiles):
     "How a segmenter is written, and used elsewhere."
     inputs, options = "image", ("width",) # of the decoder
 
-    @property
-    def written(self): return self
+    def saved_as(self): return self, self.state_dict()
 
     def usage(self, about):
         "How a saved segmenter is used, here and elsewhere."
