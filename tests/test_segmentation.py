@@ -1,7 +1,6 @@
 """Masks, from files to files: pictures, shapes, scores, and every contract that an objective has to keep."""
 import inspect
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
 from finetune_nb.widgets import FreezeExplorer
-from test_processes import run as launched
+from processes import alone_and_in_two, killed_and_resumed
 
 how = dict(epochs=6, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 CLASSES = ["background", "red", "green"]
@@ -221,16 +220,7 @@ def test_a_forest_is_a_baseline():
     assert classical.iou > .6 and classical.always["iou"] == 0 and classical.always["pixel_accuracy"] > .6
 
 
-@pytest.fixture
-def threads():
-    "As many afterwards as before"
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def job(folder, out, kill_at=None):
-    torch.set_num_threads(1)
+def job(folder, out, kill_at):
     model, steps = segmenter(5), []
     def count(*_):
         steps.append(1)
@@ -240,41 +230,18 @@ def job(folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path, threads):
-    to_be_killed = tmp_path/"killed", tmp_path/"killed.json", 20
-    child = multiprocessing.get_context("spawn").Process(target=job, args=to_be_killed)
-    child.start()
-    job(tmp_path/"whole", tmp_path/"whole.json")
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    job(tmp_path/"killed", tmp_path/"killed.json")
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
+def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 20)
 
 
-script = """
-import json, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-from test_segmentation import learnt
-found = learnt()
-from accelerate import PartialState
-with open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w") as file: json.dump(found, file)
-torch.distributed.destroy_process_group()
-"""
-
-
-def learnt():
+def learnt_in_float64():
     history = fit(segmenter(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
     return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path, quiet):
-    (ours, theirs), _ = launched("torchrun", tmp_path/"two", quiet, str(root), str(root/"tests"), script=script)
-    losses, scores = learnt()
-    assert ours == theirs and ours[1] == pytest.approx(scores, rel=1e-9)
-    assert np.abs(np.array(ours[0]) / np.array(losses) - 1).max() < 1e-9
+def test_two_processes(tmp_path):
+    one, ours, theirs = alone_and_in_two(learnt_in_float64, tmp_path)
+    assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
+    assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
 
 
 def test_swept_over_depths():
