@@ -105,7 +105,8 @@ def test_whole_folders_are_read_to_the_pixel(rng, top):
     for file, target in zip(report.inputs, report.targets):
         names = np.array([report.classes[number] for number in range(4)])
         assert np.array_equal(names[np.asarray(target)], np.array(EVERYTHING)[told[file.stem]])
-    if report.ok: assert sum(len(getattr(data.task_of(report), part)) for part in data.PARTS) == len(told)
+    task = ours(lambda: data.task_of(report)) # none, if by chance there is one class alone to learn from
+    if task: assert sum(len(getattr(task, part)) for part in data.PARTS) == len(told)
     shutil.rmtree(folder)
 
 
