@@ -235,6 +235,8 @@ class Objective(Answered):
     classes = () # names, where there are classes
     pipeline = "" # what the Hub calls it, `{}` for the kind of inputs, as in "{}-classification"; empty: nothing
     nothing = None # stands for an answer where there is none
+    held_out = 0.2 # share of the examples to choose by, and as many to be judged on, where nobody says
+    backbone = "" # that suits it, where its strata say nothing of that; empty: whichever suits the strata
     random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
     def __init_subclass__(cls, abstract:bool=False, **options):
