@@ -30,7 +30,7 @@ from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
-from .engine.splits import are_cut, by_group, complete, draw_few, fill, joined_groups
+from .engine.splits import are_cut, by_group, complete, few_of_each, fill, joined_groups
 from .engine import tag_baselines # its answers are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
@@ -90,12 +90,14 @@ class Task:
     validation: Examples # choices are made on these
     test: Examples # looked at once
     made: dict = field(default_factory=dict) # how it was made: seed, versions, fingerprint
+    unlabelled: Sequence = () # further inputs, of which nobody has said what they are
 
     def __post_init__(self):
         try:
             asked = self.objective if isinstance(self.objective, Objective) else Classification(self.objective)
             object.__setattr__(self, "objective", asked)
             for part in PARTS: object.__setattr__(self, part, _checked(part, getattr(self, part), asked))
+            object.__setattr__(self, "unlabelled", many("unlabelled", self.unlabelled))
             asked.require(self.train.targets)
         except ValueError as error: raise ValueError(f"Task {self.name!r}: {error}") from error
 
@@ -141,6 +143,10 @@ def split(labels:Sequence[int], # class numbers, one for each example
         for part, chosen in zip(parts, (rng.permutation(train)[:labels_per_class], validation, test)):
             part.extend(chosen)
     return tuple(rng.permutation(part) for part in parts)
+
+def _rest(everything:Examples, parts) -> Sequence: # inputs
+    "What stands in no part; a split cuts no group, so it shares none with validation and test."
+    return take(everything.inputs, np.setdiff1d(np.arange(len(everything)), np.concatenate(parts)))
 
 # %% ../nbs/01b_data.ipynb #b2a3045a
 _FIELDS = {
@@ -223,7 +229,7 @@ def topics(labels_per_class:int=20, # training sentences of each of the 10 class
     parts = split(found["labels"], labels_per_class, validation_per_class, test_per_class, seed, found["groups"])
     made = dict(seed=seed, labels_per_class=labels_per_class,
                 versions=found["versions"], fingerprint=found["fingerprint"])
-    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made=made)
+    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made, _rest(everything, parts))
 
 # %% ../nbs/01b_data.ipynb #b08f2bf4
 def _read(name, libraries, rules, read):
@@ -247,9 +253,10 @@ def _tagged(name, classes, found, num_train, num_validation, num_test, seed):
                          f"for, and there are {len(texts)} in {len(members)} groups: ask for at least one of each, "
                          "and not for more than there are.")
     everything, made = Examples(texts, tags), dict(seed=seed, num_train=num_train, labels_per_class=num_train)
-    parts = [everything.subset(part) for part in (rng.permutation(train)[:num_train], validation, test)]
+    train, rest = np.split(rng.permutation(train), [num_train])
+    parts = [everything.subset(part) for part in (train, validation, test)]
     made |= dict(versions=found["versions"], fingerprint=found["fingerprint"])
-    return Task(name, "text", Tagging(classes), *parts, made=made)
+    return Task(name, "text", Tagging(classes), *parts, made, take(texts, rest))
 
 # %% ../nbs/01b_data.ipynb #c7d20b64
 @typed
@@ -292,7 +299,8 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     images, labels = _digits()
     parts = split(labels, labels_per_class, validation_per_class, test_per_class, seed)
     made = dict(seed=seed, labels_per_class=labels_per_class, fingerprint=fingerprint_of(images.numpy().tobytes()))
-    return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made=made)
+    everything = Examples(images, labels)
+    return Task("digits", "image", list("0123456789"), *map(everything.subset, parts), made, _rest(everything, parts))
 
 # %% ../nbs/01b_data.ipynb #048ad142
 @typed
@@ -300,12 +308,15 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
                 seed:int=0, # same seed, same tiles
                 validation_per_class:int=20, # validation tiles of each picture
                 test_per_class:int=60, # test tiles of each picture
+                unlabelled_per_class:int=0, # further tiles of each picture, of the same parts as those to learn from
                )->Task: # an image task; images `uint8[N, 1, 96, 96]`
     "Which photograph is it a part of? Grey tiles of those that scikit-image, scikit-learn and matplotlib ship."
     if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
-    classes, parts, made = draw_tiles([labels_per_class, validation_per_class, test_per_class], seed)
-    made |= dict(seed=seed, labels_per_class=labels_per_class)
-    return Task("photographs", "image", classes, *(Examples(*part) for part in parts), made=made)
+    few, more = labels_per_class, whole("unlabelled_per_class", unlabelled_per_class, 0)
+    classes, parts, made = draw_tiles([few + more, validation_per_class, test_per_class], seed)
+    drawn, *others = (Examples(*part) for part in parts)
+    known, made = np.arange(len(drawn)) % (few + more) < few, made | dict(seed=seed, labels_per_class=few)
+    return Task("photographs", "image", classes, drawn.subset(known), *others, made, drawn.subset(~known).inputs)
 
 # %% ../nbs/01b_data.ipynb #6f5e88d2
 def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
@@ -314,17 +325,6 @@ def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
     targets = getattr(report, "targets", report.labels)
     objective, targets = kind.of_targets(targets, report.classes, getattr(report, "objectives", None))
     return objective, objective.check(targets)
-
-def _few(objective:Objective, targets, labels_per_class:int, seed:int, what:str) -> np.ndarray:
-    "Positions of so many training examples of each class; where there are none, of each stratum of the targets."
-    if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
-    members, names = objective.members(targets), objective.classes
-    counts = members.sum(0)[:len(names) or None]
-    if (least := counts.min()) < labels_per_class:
-        rarest = f"Class {names[counts.argmin()]!r}" if names else f"Stratum {counts.argmin()} of the targets"
-        raise ValueError(f"{rarest} has {least} training {what}s, too few for labels_per_class={labels_per_class}: "
-                         "ask for fewer.")
-    return draw_few(members, labels_per_class, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
@@ -346,11 +346,12 @@ def task_of(report, # the `Report` of a pre-flight that goes on
     where = complete(where, objective.strata(targets), report.groups, validation, test, seed)
     if labels_per_class is not None:
         train = where["train"]
-        where["train"] = train[_few(objective, take(targets, train), labels_per_class, seed, report.kind)]
+        where["train"] = train[few_of_each(objective, take(targets, train), labels_per_class, seed, report.kind)]
     everything = Examples(report.inputs, targets)
     made = dict(seed=seed, labels_per_class=labels_per_class, source=report.source, given=given, skipped=report.skipped)
     chosen = [everything.subset(where[part]) for part in PARTS]
-    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made=made)
+    more = getattr(report, "unlabelled", ())
+    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made, more)
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed

@@ -42,6 +42,7 @@ class Report(ReportBase):
     objective: str = "classification" # what is to be learnt; or "multi_label", "regression", "several"
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
     order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
+    unlabelled: list = field(default_factory=list) # inputs of which nobody says what they are
 
     def __post_init__(self): self.targets = list(self.targets) or list(self.labels)
 
@@ -173,10 +174,13 @@ def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     "What a reader finds, without what cannot be used."
     try:
         found = reader_of(request.path, kind, request.objective).read(request, kind, notes)
-        examples = found.kind.examine(found.examples, request, notes)
+        examples = found.kind.examine(found.examples + found.unlabelled, request, notes)
     except PermissionError as error:
         raise OSError(f"{error.filename!r} may not be read by this user: check its permissions.") from error
-    return replace(found, examples=resolve_copies(examples, found.targets, notes))
+    labelled = [example for example in examples if example.label is not None]
+    known = {example.key for example in labelled} # a copy of a test example would be one of its
+    others = [example for example in examples if example.label is None and example.key not in known]
+    return replace(found, examples=resolve_copies(labelled, found.targets, notes), unlabelled=others)
 
 def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the examples
     "Which examples stay together, and can their targets be learnt?"
@@ -215,7 +219,8 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
                   findings, len(examples) + skipped, most_bad, found.targets.name,
-                  [example.target for example in examples], found.classes)
+                  [example.target for example in examples], found.classes,
+                  [example.input for example in found.unlabelled])
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 @typed

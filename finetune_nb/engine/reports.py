@@ -83,7 +83,8 @@ class ReportBase(Verdict):
     def verdict(self) -> str:
         if self.stops: return "Stops: " + "; ".join(self.stops) + "."
         skipped = f"; {len(self.skipped)} skipped, at most {self.most_bad:.0%} may be" if self.skipped else ""
-        return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}."
+        more = f"; {len(self.unlabelled):,} without labels" if self.unlabelled else ""
+        return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}{more}."
 
     def __repr__(self):
         return f"Pre-flight of {self.source!r}: {self.read:,} {self.kind}s\n{as_text(self.findings)}\n{self.verdict}"
@@ -96,7 +97,7 @@ class ReportBase(Verdict):
         "The same for programs, in what JSON can hold."
         findings = [dict(what=f.what, then=f.then, places=list(map(list, f.places))) for f in self.findings]
         return dict(source=self.source, kind=self.kind, objective=self.objective, read=self.read,
-                    usable=len(self.inputs), **target_kind(self.objective).summary(self.targets),
+                    usable=len(self.inputs), unlabelled=len(self.unlabelled), **target_kind(self.objective).summary(self.targets),
                     ok=self.ok, stops=self.stops, findings=findings)
 
     def measure(self,
