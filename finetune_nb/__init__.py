@@ -10,6 +10,7 @@ _names = {
     "cache": [],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
+    "unlabelled": [],
     "saving": ["load"],
     "pretraining": [],
     "depth": ["sweep"],

@@ -79,6 +79,10 @@ def _checked(part:str, examples:Examples, objective:Objective) -> Examples:
     try: return Examples(examples.inputs, objective.check(examples.targets))
     except ValueError as error: raise ValueError(f"{part} {error}") from error
 
+def _rest(everything:Examples, parts) -> Sequence: # inputs
+    "What stands in no part; a split cuts no group, so it shares none with validation and test."
+    return take(everything.inputs, np.setdiff1d(np.arange(len(everything)), np.concatenate(parts)))
+
 # %% ../nbs/01b_data.ipynb #3cfbeb0b
 @dataclass(frozen=True)
 class Task:
@@ -100,7 +104,6 @@ class Task:
             object.__setattr__(self, "unlabelled", many("unlabelled", self.unlabelled))
             asked.require(self.train.targets)
         except ValueError as error: raise ValueError(f"Task {self.name!r}: {error}") from error
-
     @property
     def classes(self) -> Sequence[str]: # their names; none where something else is asked
         return self.objective.classes
@@ -143,10 +146,6 @@ def split(labels:Sequence[int], # class numbers, one for each example
         for part, chosen in zip(parts, (rng.permutation(train)[:labels_per_class], validation, test)):
             part.extend(chosen)
     return tuple(rng.permutation(part) for part in parts)
-
-def _rest(everything:Examples, parts) -> Sequence: # inputs
-    "What stands in no part; a split cuts no group, so it shares none with validation and test."
-    return take(everything.inputs, np.setdiff1d(np.arange(len(everything)), np.concatenate(parts)))
 
 # %% ../nbs/01b_data.ipynb #b2a3045a
 _FIELDS = {

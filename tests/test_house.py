@@ -24,7 +24,8 @@ FLOORS = [
     "engine.torchvision_families engine.timm_families engine.transformers_families",
     "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
     "engine.states engine.threads engine.batches engine.prefix engine.cutting",
-    "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
+    "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.checkpoints "
+    "engine.run engine.guesses",
     "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
     "engine.choosing",
     "widgets engine.trials engine.drawing",

@@ -148,7 +148,8 @@ def labelled_files(top:Path, # a folder of class folders, or of parts
     _note_unlabelled(top, aside, what, notes)
     _note_beside(top, given, endings, what, notes)
     found = [(file, label, part) for part, folder in (given or {"": top}).items()
-             for file, label in _of_part(top, folder, endings, notes, what)] + [(file, None, "train") for file, _ in aside]
+             for file, label in _of_part(top, folder, endings, notes, what)]
+    found += [(file, None, "train") for file, _ in aside]
     if not any(label for _, label, _ in found):
         notes.stop("no classes", "", f"no folder in {str(top)!r} has {what}s in it, "
                                      f"expected a folder for each class, as in {example}")

@@ -97,7 +97,8 @@ class ReportBase(Verdict):
         "The same for programs, in what JSON can hold."
         findings = [dict(what=f.what, then=f.then, places=list(map(list, f.places))) for f in self.findings]
         return dict(source=self.source, kind=self.kind, objective=self.objective, read=self.read,
-                    usable=len(self.inputs), unlabelled=len(self.unlabelled), **target_kind(self.objective).summary(self.targets),
+                    usable=len(self.inputs), unlabelled=len(self.unlabelled),
+                    **target_kind(self.objective).summary(self.targets),
                     ok=self.ok, stops=self.stops, findings=findings)
 
     def measure(self,
