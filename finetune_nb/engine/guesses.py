@@ -52,7 +52,7 @@ def guessed(model:Model, task:Task,
     inputs = _together(train.inputs, take(task.unlabelled, believed))
     return replace(task, train=Examples(inputs, torch.from_numpy(np.concatenate([labels, guesses]))))
 
-# %% ../../nbs/engine/34b_guesses.ipynb #0f5a4012
+# %% ../../nbs/engine/34b_guesses.ipynb #92d1d5e0
 class Weights:
     "What a model is, to be put back."
     def __init__(self, model:Model):
@@ -85,7 +85,7 @@ def fit_with_guesses(prepared:Callable, # makes a `Run` of a model, a task and w
         grown = guessed(model, task, way, precision=told["precision"], folder=folder, progress=told["progress"])
         first.put_back()
         if told["unfreeze_at"]: freeze(model, depth)
-        else: shared["epochs"] = max(3, ceil(told["epochs"] * len(task.train) / len(grown.train)))
+        else: shared["epochs"] = _passes(told, len(task.train), len(grown.train))
         both = prepared(model, grown, part("guesses", **shared)).go()
     better = _ranked(both) > _ranked(alone)
     if not better: best.put_back()
@@ -95,6 +95,11 @@ def fit_with_guesses(prepared:Callable, # makes a `Run` of a model, a task and w
                        f"so they are {'kept' if better else 'left out'}")
     kept.stopped = both.stopped if both.stopped == "interrupted" else kept.stopped
     return kept
+
+def _passes(told:dict, labels:int, both:int) -> int:
+    "Over labels and guesses: as many steps as over the labels alone, but three passes at least."
+    def steps(count): return ceil(count / told["batch_size"])
+    return min(told["epochs"], max(3, ceil(told["epochs"] * steps(labels) / steps(both))))
 
 def _ranked(history:History) -> float:
     "The score by which two fits are compared; one that did not come to an epoch is worst."

@@ -204,6 +204,12 @@ class Answered(Asked):
         "What the outputs mean."
         raise NotImplementedError(f"{type(self).__name__} has no answers.")
 
+    def sure(self, answers # N
+            )->np.ndarray: # float[N], 0 to 1
+        "How sure each answer is."
+        raise ValueError(f"How sure answers of {self.kind.replace('_', ' ')} are is not known: "
+                         'choose by="diversity".')
+
     def said(self, answer, # one of `answers`
              top:int=1, # alternatives to name
              given=None, # the input that it answers
