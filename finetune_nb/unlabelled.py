@@ -97,7 +97,7 @@ def label_spreading(known:np.ndarray, # float[N, F], what the head sees of the e
 # %% ../nbs/31_without_labels.ipynb #6a1874f9
 WAYS = {"self-training": self_training, "label-spreading": label_spreading} # to guess labels
 
-# %% ../nbs/31_without_labels.ipynb #c919755f
+# %% ../nbs/31_without_labels.ipynb #1cbef283
 def _far_apart(vectors, count, known): # known: float[K, F]
     "One after the other, the one that is farthest from those that are known or chosen."
     centres, chosen = known if len(known) else vectors.mean(0, keepdims=True), []
@@ -115,6 +115,7 @@ def _chosen(vectors, sure, count, by, known):
     least = least[:5 * count]
     return least[_far_apart(vectors[least], count, known)].tolist()
 
+# %% ../nbs/31_without_labels.ipynb #8a6987e3
 BY = "uncertainty", "diversity", "both"
 
 @typed

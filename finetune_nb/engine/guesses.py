@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['require_unlabelled', 'guessed', 'Weights', 'fit_with_guesses']
 
-# %% ../../nbs/engine/34b_guesses.ipynb #134504ee
+# %% ../../nbs/engine/34b_guesses.ipynb #f3409ab6
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..data import Examples, Task
+from .arguments import told
 from .history import History
 from .labels import Classification
 from .models import Model
@@ -24,12 +25,13 @@ from .seen import seen_by_head
 from ..freezing import blocks, freeze, freeze_depth
 from ..unlabelled import WAYS
 
-# %% ../../nbs/engine/34b_guesses.ipynb #24bc6be8
+# %% ../../nbs/engine/34b_guesses.ipynb #62cd3e5a
 def require_unlabelled(task:Task,
                        way:str, # a name in `WAYS`
                       ):
     "Refuse what cannot be guessed."
-    if way not in WAYS: raise ValueError(f"unlabelled must be one of {', '.join(WAYS)}, got {way!r}.")
+    if not isinstance(way, str) or way not in WAYS:
+        raise ValueError(f"unlabelled must be one of {', '.join(WAYS)}, got {told(way)}.")
     if not isinstance(task.objective, Classification):
         raise ValueError(f"unlabelled={way!r} guesses classes, one for each example, and task {task.name!r} asks for "
                          f"{task.objective.kind.replace('_', ' ')}: leave it out.")
@@ -52,7 +54,7 @@ def guessed(model:Model, task:Task,
     inputs = _together(train.inputs, take(task.unlabelled, believed))
     return replace(task, train=Examples(inputs, torch.from_numpy(np.concatenate([labels, guesses]))))
 
-# %% ../../nbs/engine/34b_guesses.ipynb #92d1d5e0
+# %% ../../nbs/engine/34b_guesses.ipynb #a556175c
 class Weights:
     "What a model is, to be put back."
     def __init__(self, model:Model):
@@ -66,26 +68,26 @@ class Weights:
 
 def fit_with_guesses(prepared:Callable, # makes a `Run` of a model, a task and what `fit` was told
                      model:Model, task:Task,
-                     told:dict, # the arguments of `fit`
+                     given:dict, # the arguments of `fit`
                     )->History: # of the better fit; the model has its weights
     "Learn from the labels, guess, learn from both; keep what does better on validation."
-    way = told["unlabelled"]
+    way = given["unlabelled"]
     require_unlabelled(task, way)
     first, depth = Weights(model), freeze_depth(model)
     def part(name, **more): # each has checkpoints of its own
-        folder = told["checkpoint"] and dict(checkpoint=Path(told["checkpoint"])/name)
-        return told | more | (folder or {})
+        folder = given["checkpoint"] and dict(checkpoint=Path(given["checkpoint"])/name)
+        return given | more | (folder or {})
     alone = prepared(model, task, part("labels")).go()
     if alone.stopped == "interrupted": return alone
     best = Weights(model)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as states:
         shared = {}
-        if told["cache"] is True and depth == len(blocks(model)) - 1: shared = dict(cache=states)
-        folder = shared.get("cache") or (told["cache"] if told["cache"] not in (True, False) else None)
-        grown = guessed(model, task, way, precision=told["precision"], folder=folder, progress=told["progress"])
+        if given["cache"] is True and depth == len(blocks(model)) - 1: shared = dict(cache=states)
+        folder = shared.get("cache") or (given["cache"] if given["cache"] not in (True, False) else None)
+        grown = guessed(model, task, way, precision=given["precision"], folder=folder, progress=given["progress"])
         first.put_back()
-        if told["unfreeze_at"]: freeze(model, depth)
-        else: shared["epochs"] = _passes(told, len(task.train), len(grown.train))
+        if given["unfreeze_at"]: freeze(model, depth)
+        else: shared["epochs"] = _passes(given, len(task.train), len(grown.train))
         both = prepared(model, grown, part("guesses", **shared)).go()
     better = _ranked(both) > _ranked(alone)
     if not better: best.put_back()
@@ -96,10 +98,10 @@ def fit_with_guesses(prepared:Callable, # makes a `Run` of a model, a task and w
     kept.stopped = both.stopped if both.stopped == "interrupted" else kept.stopped
     return kept
 
-def _passes(told:dict, labels:int, both:int) -> int:
+def _passes(given:dict, labels:int, both:int) -> int:
     "Over labels and guesses: as many steps as over the labels alone, but three passes at least."
-    def steps(count): return ceil(count / told["batch_size"])
-    return min(told["epochs"], max(3, ceil(told["epochs"] * steps(labels) / steps(both))))
+    def steps(count): return ceil(count / given["batch_size"])
+    return min(given["epochs"], max(3, ceil(given["epochs"] * steps(labels) / steps(both))))
 
 def _ranked(history:History) -> float:
     "The score by which two fits are compared; one that did not come to an epoch is worst."

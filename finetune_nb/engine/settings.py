@@ -70,7 +70,6 @@ def check_told(told:Mapping # the arguments of `fit`
     expect("unfreeze_at", told["unfreeze_at"], Mapping | None, "a dictionary of epochs and freeze depths, as in {3: 0}")
     for epoch in told["unfreeze_at"] or {}: whole("an epoch of unfreeze_at", epoch)
     expect("score", told["score"], Callable | None, "a function of an Evaluation")
-    expect("unlabelled", told["unlabelled"], str | None, "a name, as in 'self-training'")
     expect("cache", told["cache"], bool | str | os.PathLike | None, "yes, no, or a folder")
     expect("checkpoint", told["checkpoint"], str | os.PathLike | None, "a folder")
     if told["resume"] and told["checkpoint"] is None:
