@@ -43,6 +43,7 @@ class Report(ReportBase):
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
     order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
     unlabelled: list = field(default_factory=list) # inputs of which nobody says what they are
+    rows_without_label: int = 0 # of the skipped, those that are among these
 
     def __post_init__(self): self.targets = list(self.targets) or list(self.labels)
 
@@ -215,12 +216,13 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     found = _read(request, kind, notes)
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
-    skipped = sum(len(finding.places) for finding in findings if finding.then == "skips")
+    skipped = [place for finding in findings if finding.then == "skips" for place, _ in finding.places]
+    rows_without_label = len({example.place for example in found.unlabelled} & set(skipped))
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
-                  findings, len(examples) + skipped, most_bad, found.targets.name,
+                  findings, len(examples) + len(skipped), most_bad, found.targets.name,
                   [example.target for example in examples], found.classes,
-                  [example.input for example in found.unlabelled])
+                  [example.input for example in found.unlabelled], rows_without_label)
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 @typed

@@ -199,12 +199,12 @@ def examples_in(tables:Sequence[Table], # one, or one for each part
     read = targets_of([row.label for row in rows], request.objective, order)
     good, unlabelled = [], []
     for row, target in zip(rows, read.targets):
-        fault, wrong = kind.fault(row.input), target if isinstance(target, Fault) else None
-        if wrong and not fault and row.part in ("", "train") and not _says(row.label):
-            notes.note(wrong.what, row.place, wrong.reason)
-            unlabelled.append(replace(row, label=None))
-        elif fault := fault or wrong: notes.skip(fault.what, row.place, fault.reason)
+        damaged = kind.fault(row.input)
+        fault = damaged or (target if isinstance(target, Fault) else None)
+        if fault: notes.skip(fault.what, row.place, fault.reason)
         else: good.append(replace(row, target=target))
+        if fault and not damaged and row.part in ("", "train") and not _says(row.label):
+            unlabelled.append(replace(row, label=None))
     _note_absent(orders, read.classes, notes)
     if read.remark: notes.note(read.remark.what, name, read.remark.reason)
     return Found(kind, good, target_kind(read.objective), read.classes, unlabelled)

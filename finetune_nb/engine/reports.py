@@ -47,9 +47,13 @@ class Verdict:
     def skipped(self) -> list[tuple[str, str]]: # place and reason
         return told(self.findings, "skips")
 
+    @property
+    def damaged(self) -> int: # of the skipped; what has no label is whole
+        return len(self.skipped) - self.rows_without_label
+
     def _too_many(self) -> list[str]:
         "A sentence, if more are skipped than may be."
-        bad = len(self.skipped)
+        bad = self.damaged
         if bad <= self.most_bad * self.read: return []
         (place, reason), *more = self.skipped
         others = f" and {len(more)} more" if more else ""
@@ -82,7 +86,7 @@ class ReportBase(Verdict):
     @property
     def verdict(self) -> str:
         if self.stops: return "Stops: " + "; ".join(self.stops) + "."
-        skipped = f"; {len(self.skipped)} skipped, at most {self.most_bad:.0%} may be" if self.skipped else ""
+        skipped = f"; {self.damaged} skipped, at most {self.most_bad:.0%} may be" if self.damaged else ""
         more = f"; {len(self.unlabelled):,} without labels" if self.unlabelled else ""
         return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}{more}."
 
