@@ -43,7 +43,7 @@ class Report(ReportBase):
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
     order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
     unlabelled: list = field(default_factory=list) # inputs of which nobody says what they are
-    rows_without_label: int = 0 # of the skipped, those that are among these
+    rows_without_label: list[str] = field(default_factory=list) # of the skipped places, those that are among these
 
     def __post_init__(self): self.targets = list(self.targets) or list(self.labels)
 
@@ -217,7 +217,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
     skipped = [place for finding in findings if finding.then == "skips" for place, _ in finding.places]
-    rows_without_label = len({example.place for example in found.unlabelled} & set(skipped))
+    rows_without_label = sorted({example.place for example in found.unlabelled} & set(skipped))
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
                   findings, len(examples) + len(skipped), most_bad, found.targets.name,

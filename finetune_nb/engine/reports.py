@@ -48,14 +48,15 @@ class Verdict:
         return told(self.findings, "skips")
 
     @property
-    def damaged(self) -> int: # of the skipped; what has no label is whole
-        return len(self.skipped) - self.rows_without_label
+    def damaged(self) -> list[tuple[str, str]]: # of the skipped; what only lacks a label is whole
+        whole = set(self.rows_without_label)
+        return [(place, reason) for place, reason in self.skipped if place not in whole]
 
     def _too_many(self) -> list[str]:
         "A sentence, if more are skipped than may be."
-        bad = self.damaged
+        bad = len(self.damaged)
         if bad <= self.most_bad * self.read: return []
-        (place, reason), *more = self.skipped
+        (place, reason), *more = self.damaged
         others = f" and {len(more)} more" if more else ""
         return [f"{bad} of {self.read} examples ({bad / self.read:.1%}) cannot be used, "
                 f"and at most {self.most_bad:.0%} may be: {place} ({reason}){others}; "
@@ -86,7 +87,7 @@ class ReportBase(Verdict):
     @property
     def verdict(self) -> str:
         if self.stops: return "Stops: " + "; ".join(self.stops) + "."
-        skipped = f"; {self.damaged} skipped, at most {self.most_bad:.0%} may be" if self.damaged else ""
+        skipped = f"; {len(self.damaged)} skipped, at most {self.most_bad:.0%} may be" if self.damaged else ""
         more = f"; {len(self.unlabelled):,} without labels" if self.unlabelled else ""
         return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}{more}."
 
