@@ -43,6 +43,8 @@ def as_html(findings:Sequence[Finding], # in the order of the rows
 # %% ../../nbs/engine/17_reports.ipynb #cb702157
 class Verdict:
     "Whether to go on, and why not: what `findings` come to; a share `most_bad` of what was `read` may be skipped."
+    unlabelled = rows_without_label = () # inputs that nobody has named, and the skipped places of these
+
     @property
     def skipped(self) -> list[tuple[str, str]]: # place and reason
         return told(self.findings, "skips")
