@@ -178,10 +178,13 @@ def _read(request:Request, kind:str|None, notes:Notes) -> Found:
         examples = found.kind.examine(found.examples + found.unlabelled, request, notes)
     except PermissionError as error:
         raise OSError(f"{error.filename!r} may not be read by this user: check its permissions.") from error
-    labelled = [example for example in examples if example.label is not None]
-    known = {example.key for example in labelled} # a copy of a test example would be one of its
-    others = [example for example in examples if example.label is None and example.key not in known]
+    labelled, others = ([own for own in examples if (own.label is None) == none] for none in (False, True))
     return replace(found, examples=resolve_copies(labelled, found.targets, notes), unlabelled=others)
+
+def _inputs_without_label(found:Found) -> list:
+    "Those that are no copy of an example with a label, which might be one to be judged on."
+    known = {example.key for example in found.examples}
+    return [example.input for example in found.unlabelled if example.key not in known]
 
 def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the examples
     "Which examples stay together, and can their targets be learnt?"
@@ -222,7 +225,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
                   [example.label for example in examples], [example.part for example in examples], groups,
                   findings, len(examples) + len(skipped), most_bad, found.targets.name,
                   [example.target for example in examples], found.classes,
-                  [example.input for example in found.unlabelled], rows_without_label)
+                  _inputs_without_label(found), rows_without_label)
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 @typed
