@@ -115,14 +115,14 @@ def _chosen(vectors, sure, count, by, known):
     least = least[:5 * count]
     return least[_far_apart(vectors[least], count, known)].tolist()
 
-# %% ../nbs/31_without_labels.ipynb #8a6987e3
+# %% ../nbs/31_without_labels.ipynb #ec65b2cc
 BY = "uncertainty", "diversity", "both"
 
 @typed
 def next_to_label(model:nn.Module, # that has learnt from the labels that are there
                   inputs:Sequence, # without labels
                   count:int=20, # how many to name, at least 1
-                  by:str="both", # "uncertainty", "diversity", or of five times as many unsure ones the most diverse
+                  by:str="uncertainty", # or "diversity", or "both": of five times as many unsure ones the most diverse
                   known:Sequence=(), # inputs that have a label, to keep away from
                   progress:bool=True, # a bar
                  )->list[int]: # positions among the inputs, the first first
