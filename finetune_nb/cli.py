@@ -294,7 +294,8 @@ def next_to_label(model:argument(Path, "A folder that `--out` has written."),
                   files:argument(Optional[list[str]], "Examples without labels, as for `predict`. "
                                  "[default: standard input, a text a line]")=None,
                   count:option(int, "How many to name.", min=1)=20,
-                  by:option(str, "`uncertainty`, `diversity`, or of the unsure ones the most diverse, `both`.")="uncertainty",
+                  by:option(str, "`uncertainty`, `diversity`, or of the unsure ones the most diverse, `both`."
+                            )="uncertainty",
                   table:TextTable=TextTable(),
                   as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
     """Which examples should be labelled next? CSV on standard output, the first first.
