@@ -12,6 +12,7 @@ _names = {
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "unlabelled": [],
     "saving": ["load"],
+    "interpret": ["explain"],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'TEXT_TASKS', 'text', 'image', 'run', 'depth_image', 'depth_text', 'pretrain', 'check', 'predict',
-           'next_to_label', 'export', 'main']
+           'next_to_label', 'explain', 'export', 'main']
 
 # %% ../nbs/20_command_line.ipynb #913b0b73
 import json
@@ -313,6 +313,36 @@ def next_to_label(model:argument(Path, "A folder that `--out` has written."),
     rows = saved.predict([good[i] for i in chosen]).to_dict("records") if chosen else []
     print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(pd.DataFrame(rows)), end="")
     _require_all(inputs, reasons)
+
+# %% ../nbs/20_command_line.ipynb #7d1e0c51
+def _one_input(kind, given:str): # of a kind of inputs, as `kind_of` gives it
+    "A text as it was typed, or what is in a file."
+    from finetune_nb.preflight import Unreadable
+    found = kind.of_word(given)
+    if len(found) != 1:
+        raise ValueError(f"{given!r} holds {len(found)} {kind.name}s, and one is explained at a time: give that one.")
+    if isinstance(found[0], Unreadable): raise ValueError(f"{given!r} cannot be read: {found[0].reason}")
+    return found[0]
+
+@app.command()
+def explain(model:argument(Path, "A folder that `--out` has written."),
+            given:argument(str, "A text; or a file with one image, or one text."),
+            target:option(Optional[str], "A class; of a model of tags, a type. [default: what the model answers]")=None,
+            method:option(Optional[str], "`integrated_gradients`, `occlusion`, of images `grad_cam`, too. "
+                          "[default: the first]")=None,
+            out:place("Where it is shown, `.png` of an image, `.html` of a text; a file that is there is replaced. "
+                      "[default: `explanation` in this folder]")=None,
+            as_json:option(bool, "Print it as one line of JSON.", "--json")=False):
+    """Which words or pixels does an answer depend on, and does that explanation pass its checks?
+
+    `finetune-nb explain pets_model cat.jpg --target dog`, or `finetune-nb explain reviews_model "well made"`.
+    """
+    from finetune_nb import interpret, saving
+    from finetune_nb.engine.readers import kind_of
+    saved = saving.load(model)
+    checked = interpret.sanity_check(saved.model, _one_input(kind_of(saved.model.inputs), given), target, method)
+    file = checked.save(out or Path("explanation"))
+    print(in_json(checked.summary() | dict(file=str(file))) if as_json else f"{checked}\n{file}")
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a17
 @app.command()

@@ -60,6 +60,7 @@ def save(folder, # where; a folder that `reserved` gave, or any
         )->Path: # the folder
     "Weights, configuration, metrics, figures and a model card; all of them, or none."
     folder, model = place("folder", folder), network(model)
+    expect("more", more, dict | None, "a dictionary")
     refuse_others(folder)
     shutil.rmtree(part := folder/".part", ignore_errors=True) # of a run that was killed
     part.mkdir(parents=True)
@@ -234,7 +235,7 @@ def export_onnx(folder, # a saved model
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         found = session.run(names, {name: t.numpy() for name, t in other.items()})
         with torch.no_grad(): expected = tensors_in(model(**other))
-        gap = max((torch.tensor(ours) - theirs).abs().max().item() for ours, theirs in zip(found, expected))
+        gap = max(_apart(torch.tensor(ours), theirs) for ours, theirs in zip(found, expected))
         if not gap <= 1e-4: # NaN is no agreement
             raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: "
                              "nothing was written.")
@@ -243,6 +244,9 @@ def export_onnx(folder, # a saved model
     return file
 
 # %% ../nbs/10_your_own_data.ipynb #73071762
+def _apart(ours, theirs) -> float: # as a share of the largest number, where there is one above 1
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+
 def _write_onnx(model:Model, given:dict[str, torch.Tensor], file:Path) -> list[str]: # the outputs' names
     "Any number of examples, and of tokens where these differ."
     batch, mask = torch.export.Dim("batch"), model.mask(given)

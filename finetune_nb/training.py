@@ -15,6 +15,7 @@ from torch import nn
 from .data import Examples, Task
 from .engine.arguments import expect, many, place, typed
 from .engine.batches import Batches, Whole, batch_order
+from .engine.callbacks import Callback
 from .engine.checkpoints import Checkpoints
 from .engine.guesses import fit_with_guesses
 from .engine.history import History
@@ -102,6 +103,7 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         score:Callable|None=None, # chooses the best epoch: takes an `Evaluation`, more is better; None: its first score
         objective:Objective|None=None, # what is asked, class weights and all; None: the task's
         unlabelled:str|None=None, # guess labels for `task.unlabelled`, too: "self-training" or "label-spreading"
+        callbacks:Sequence[Callback]=(), # are told how it goes, and may end it
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
@@ -123,7 +125,7 @@ def prepared(model:Model, task:Task,
     keep = {name: told[name] for name in ("precision", "views", "memory_budget", "seed")}
     keep |= dict(folder=None if told["cache"] in (True, False, None) else place("cache", told["cache"]))
     how = keep if told["cache"] else None
-    run = Run(model, task, objective, settings, depths, groups, how, told["score"], told["progress"])
+    run = Run(model, task, objective, settings, depths, groups, how, told["score"], told["callbacks"], told["progress"])
     if told["checkpoint"] is not None:
         folder = place("checkpoint", told["checkpoint"])
         Checkpoints(folder, told["every"], told["keep_last"]).begin(run, told["resume"])

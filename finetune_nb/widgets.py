@@ -29,6 +29,7 @@ from .engine.drawing import outcome, picture, twin
 from .engine.models import maker_of
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
 from .gradient import map_bounds, descend, plot_path
+from .interpret import explain
 from .engine.history import has_kernel
 
 # %% ../nbs/08b_explorer.ipynb #d49ab3ff
@@ -134,9 +135,10 @@ class _Controls(ipywidgets.VBox):
         self.stop = ipywidgets.Button(description="Stop", icon="stop", tooltip="Stop the training", disabled=True)
         self.progress = ipywidgets.IntProgress(0, 0, steps, layout=ipywidgets.Layout(width="14em"))
         self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.looked_at = ipywidgets.HTML() # by the last network that was trained
         above = _row(self.task, self.labels_per_class, self.steps, self.learning_rate_times)
         below = _row(self.train, self.stop, self.progress, self.status)
-        super().__init__([above, self.depth, below, self.picture])
+        super().__init__([above, self.depth, below, self.picture, self.looked_at])
 
     def _wanted(self) -> _Wanted: return _Wanted(*(getattr(self, name).value for name in _Wanted._fields))
 
@@ -193,6 +195,13 @@ class _Board(_Controls):
         self._say(f"Depth {trial.depth}: step {trial.step} of {trial.steps}")
         self._draw()
 
+# %% ../nbs/08b_explorer.ipynb #6f66a135
+def _looked_at(trials:Trials) -> str: # HTML; empty: what its inputs are made of is not known
+    "What of the first test example the network, as it is now, looks at: the fastest of its explanations."
+    given, model = trials.task.test.inputs[0], trials.model
+    try: return explain(model, given, method=model.parts(given).methods[-1])._repr_html_()
+    except ValueError: return ""
+
 # %% ../nbs/08b_explorer.ipynb #feb6374d
 class _Trainer(_Board):
     "Trains what the controls say, on a thread of its own."
@@ -211,6 +220,7 @@ class _Trainer(_Board):
             self._show(trial)
         self._check(stop)
         self._tried.setdefault(wanted[:2], {})[depth] = trial.row()
+        self.looked_at.value = _looked_at(trials)
         name, score = next(iter(trial.scores.items()))
         self._end(f"Depth {depth}: {outcome(name, score, len(trials.task.test))}.")
         return trial

@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 import finetune_nb
-from finetune_nb import cache, cli, data, depth, freezing, gradient, preflight, pretraining, saving, text, training
-from finetune_nb import unlabelled, vision, widgets
+from finetune_nb import cache, cli, data, depth, freezing, gradient, interpret, preflight, pretraining, saving, text
+from finetune_nb import training, unlabelled, vision, widgets
 from finetune_nb.engine import findings, targets
 from finetune_nb.engine.commands import examples as examples_of
+from finetune_nb.engine.explanations import Score
 from finetune_nb.engine.fractals import Recipe
 from finetune_nb.engine.inputs import Example
 from finetune_nb.engine.tagging import Tagging
@@ -60,6 +61,10 @@ def examples():
 
 @functools.cache
 def reader(): return saving.load(saved/"text-mean")
+
+
+@functools.cache
+def score(): return Score(reader().model, "a good day")
 
 
 @functools.cache
@@ -171,6 +176,13 @@ def calls():
         "saving.Predictor.in_conll": lambda: dict(self=reader(), inputs=["good"], answers=[("O",)]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),
+        "interpret.occlusion": lambda: dict(score=score()),
+        "interpret.integrated_gradients": lambda: dict(score=score()),
+        "interpret.grad_cam": lambda: dict(score=score()), # of a text, which has no map
+        "interpret.explain": lambda: dict(model=reader().model, inputs="a good day"),
+        "interpret.deletion": lambda: dict(score=score(), orders=[[0, 2, 1]]),
+        "interpret.shuffled_head": lambda: dict(model=network()),
+        "interpret.sanity_check": lambda: dict(model=reader().model, given="a good day", draws=1),
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),
@@ -252,7 +264,7 @@ slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, classifier=0.1,
             pretrain=0.3) # so much more rarely
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
-            "freezing.stay_in_eval", "training.prepared"} # the insides of a hook, and of `fit`
+            "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`
 no_calls |= {"unlabelled.WAYS", "unlabelled.BY"} # names
 no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give
 no_calls |= {f"cli.{name}" for name in cli.__all__} # see the command line
@@ -302,7 +314,7 @@ def test_arguments(rng, aside):
 odd_words = ["", "-1", "0", "1e-3", "nan", "nope", "--", "-", "~", "é", "🙂", "a" * 300, "*", "$HOME", "nowhere.csv",
              "/dev/null", "text", "image", "regression", "9" * 24, "0x10", "1,5", "[]", "\udc80"]
 missing = dict(text="nowhere.csv", image="nowhere", run="nowhere", depth="neither", pretrain="nowhere", check="nowhere",
-               predict="nowhere", export="nowhere", next="nowhere")
+               predict="nowhere", export="nowhere", explain="nowhere", next="nowhere")
 
 
 def options_of(command):
@@ -336,4 +348,5 @@ def test_command_line(rng, capsys, tmp_path):
         with pytest.raises(SystemExit) as ended: cli.main()
     said = capsys.readouterr()
     assert ended.value.code in (0, 1, 2) and "Traceback" not in said.err + said.out
-    assert ended.value.code != 1 or re.search("^finetune-nb: ", said.err, re.M), said.err
+    told = re.search("^finetune-nb: ", said.err, re.M) or command == "check" and "Stops: " in said.out
+    assert ended.value.code != 1 or told, said.err

@@ -19,6 +19,7 @@ from .families import (Backbone, adopt, as_backbone, family_called, family_of_sa
                                          with_versions)
 from .models import Model
 from .objective import objective_of
+from .parts import PixelParts
 
 # %% ../../nbs/engine/27_image_models.ipynb #43ba09a0
 class ImageFiles(Model):
@@ -80,6 +81,8 @@ class ImageModel(ImageFiles):
         "Open, resize and cut, once."
         if hasattr(images, "shape"): return [self.preprocessing(image) for image in images]
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
+
+    def parts(self, given): return PixelParts(self, self.encode([given])[0])
 
     def samples(self, count):
         size, random = self.preprocessing.image_size, torch.Generator().manual_seed(count)

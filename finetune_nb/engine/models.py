@@ -19,6 +19,7 @@ from torch import nn
 import finetune_nb
 from .arguments import expect, first_line, network as itself, told
 from .objective import Objective
+from .parts import Parts
 from ..freezing import Block, blocks
 
 # %% ../../nbs/engine/20_models.ipynb #f1494122
@@ -97,6 +98,12 @@ class Prepares:
             ): # both, changed
         "A random view of an example; the random numbers are seeded already."
         return self.augment(encoded), target
+
+    def parts(self, given # one input
+             )->Parts:
+        "What an explanation of an answer gives a number each."
+        raise ValueError(f"What the inputs of {type(self).__name__} are made of is not known: "
+                         "to explain its answers, give it a method parts.")
 
 # %% ../../nbs/engine/20_models.ipynb #0b3e088a
 class Saves:
@@ -197,7 +204,8 @@ def _told(name:str): # of an attribute
 
 class Plain(Model):
     "Any network, as a model."
-    encode, encode_pairs, lengths, mask, vary = map(_asked, ("encode", "encode_pairs", "lengths", "mask", "vary"))
+    encode, encode_pairs, lengths, mask, vary, parts = map(
+        _asked, ("encode", "encode_pairs", "lengths", "mask", "vary", "parts"))
     name, objective, augment = map(_told, ("name", "objective", "augment"))
     learning_rate, head_learning_rate = map(_told, ("learning_rate", "head_learning_rate"))
     head_only_learning_rate = _told("head_only_learning_rate")
@@ -228,6 +236,7 @@ class Plain(Model):
         yield from self.network.named_parameters()
         yield from self.network.named_buffers()
 
+# %% ../../nbs/engine/20_models.ipynb #dc65225a
 def as_model(network:nn.Module # any
             )->Model:
     "A model of ours as it is, any other network wrapped."

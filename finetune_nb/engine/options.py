@@ -148,12 +148,17 @@ class Learning(Shared):
     checkpoint:place("A folder for checkpoints, one every 100 steps.") = None # a folder
     resume:option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.",
                   "--resume") = False # go on?
+    track:option(Optional[str], "Also write the curve for `tensorboard` (into `runs/`), `wandb`, `mlflow` or another "
+                 "tracker that Accelerate knows, if it is installed.") = None # a tracker's name
 
     def settings(self):
         "And what one run is told besides."
         names = "epochs", "patience", "checkpoint", "resume", "seed", "unlabelled"
         cache = self.cache and (self.cache_folder or True)
-        return super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
+        told = super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
+        if self.track is None: return told
+        from finetune_nb.engine.callbacks import Tracked
+        return told | dict(callbacks=[Tracked(self.track)])
 
 @dataclass(frozen=True)
 class Sweeping(Shared):

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from .arguments import typed
 from .families import Backbone, head_for, open_backbone
 from .models import network_inputs
+from .parts import WordParts, owners_of
 from .tagging import Tagging
 from .tags import SHAPES, Words, as_words, shape_of
 from .text_models import TextModel
@@ -155,6 +156,18 @@ class TagBatches(TagModel):
         counts = torch.tensor([len(own) for own in words])
         return batch | dict(shapes=shapes, words=pad_sequence(words, batch_first=True, padding_value=-1),
                             word_counts=counts)
+
+    def word_parts(self, text, encoded):
+        own, (before, behind) = owners_of(self.offsets(text, add_special_tokens=False), text), map(len, self.ends)
+        owners = [[-1] * before + own[start:end] + [-1] * behind
+                  for start, end, _ in windows_of(len(own), self.max_length - before - behind)]
+        shapes = [self.shapes.states, self.shapes.scores] if self.word_shape else []
+        entrances = [self.backbone.get_input_embeddings(), *shapes]
+        return WordParts(self, text, encoded, [ids for ids, *_ in encoded], owners, entrances)
+
+    def masked(self, encoded, hidden):
+        return [(ids.masked_fill(own, self.hidden_token), shapes.masked_fill(own, 0), firsts)
+                for (ids, shapes, firsts), own in zip(encoded, hidden)]
 
     def arguments(self, encoded):
         "For other programs: scores of tokens."
