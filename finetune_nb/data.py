@@ -104,6 +104,7 @@ class Task:
             object.__setattr__(self, "unlabelled", many("unlabelled", self.unlabelled))
             asked.require(self.train.targets)
         except ValueError as error: raise ValueError(f"Task {self.name!r}: {error}") from error
+
     @property
     def classes(self) -> Sequence[str]: # their names; none where something else is asked
         return self.objective.classes
@@ -349,8 +350,7 @@ def task_of(report, # the `Report` of a pre-flight that goes on
     everything = Examples(report.inputs, targets)
     made = dict(seed=seed, labels_per_class=labels_per_class, source=report.source, given=given, skipped=report.skipped)
     chosen = [everything.subset(where[part]) for part in PARTS]
-    more = getattr(report, "unlabelled", ())
-    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made, more)
+    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made, report.unlabelled)
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed

@@ -51,10 +51,6 @@ class Report(ReportBase):
     def classes(self) -> list|dict: # those that can be learnt: the training part's, where there is one
         return target_kind(self.objective).classes([self.targets[i] for i in learnt(self.parts)], self.order)
 
-    def counts(self) -> pd.DataFrame:
-        "Usable examples of each class, by part; of numbers, their range."
-        return target_kind(self.objective).counts(self.targets, self.parts)
-
 # %% ../nbs/01c_preflight.ipynb #6c01c3eb
 def _note_disagreement(members:Sequence[Example], kind:TargetKind, notes:Notes):
     "Copies with different targets."

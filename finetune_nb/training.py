@@ -108,8 +108,7 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
     told, model = dict(locals()), as_model(model)
-    if unlabelled is None: return prepared(model, task, told).go()
-    return fit_with_guesses(prepared, model, task, told)
+    return prepared(model, task, told).go() if unlabelled is None else fit_with_guesses(prepared, model, task, told)
 
 # %% ../nbs/05_training.ipynb #acccb2e3
 def prepared(model:Model, task:Task,

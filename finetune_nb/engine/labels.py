@@ -201,9 +201,7 @@ class Classification(ClassTargets):
         "The probability of each class, `float[B, C]`."
         return outputs.softmax(1).cpu().numpy()
 
-    def sure(self, answers):
-        "How far the likeliest class is ahead of the next."
-        return np.sort(answers, 1)[:, -2:] @ [-1, 1]
+    def sure(self, answers): return np.sort(answers, 1)[:, -2:] @ [-1, 1] # the likeliest class's lead over the next
 
     def judge(self, answers, targets, losses):
         "Accuracy and macro F1."

@@ -86,6 +86,10 @@ class ReportBase(Verdict):
     def contents(self) -> str: # what the examples are of, as in "in 3 classes"
         return target_kind(self.objective).contents(self.classes, self.targets)
 
+    def counts(self): # a table of pandas
+        "Usable examples of each class, by part; of numbers, their range."
+        return target_kind(self.objective).counts(self.targets, self.parts)
+
     @property
     def verdict(self) -> str:
         if self.stops: return "Stops: " + "; ".join(self.stops) + "."
