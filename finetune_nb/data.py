@@ -106,8 +106,7 @@ class Task:
         except ValueError as error: raise ValueError(f"Task {self.name!r}: {error}") from error
 
     @property
-    def classes(self) -> Sequence[str]: # their names; none where something else is asked
-        return self.objective.classes
+    def classes(self) -> Sequence[str]: return self.objective.classes # names; none where something else is asked
     @property
     def num_classes(self) -> int: return len(self.classes)
 

@@ -177,10 +177,11 @@ def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     labelled, others = ([own for own in examples if (own.label is None) == none] for none in (False, True))
     return replace(found, examples=resolve_copies(labelled, found.targets, notes), unlabelled=others)
 
-def _inputs_without_label(found:Found) -> list:
+def _without_label(found:Found, skipped:list[str]) -> tuple[list, list[str]]: # inputs, and the skipped places among them
     "Those that are no copy of an example with a label, which might be one to be judged on."
     known = {example.key for example in found.examples}
-    return [example.input for example in found.unlabelled if example.key not in known]
+    inputs = [example.input for example in found.unlabelled if example.key not in known]
+    return inputs, sorted({example.place for example in found.unlabelled} & set(skipped))
 
 def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the examples
     "Which examples stay together, and can their targets be learnt?"
@@ -217,12 +218,10 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
     skipped = [place for finding in findings if finding.then == "skips" for place, _ in finding.places]
-    rows_without_label = sorted({example.place for example in found.unlabelled} & set(skipped))
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
                   findings, len(examples) + len(skipped), most_bad, found.targets.name,
-                  [example.target for example in examples], found.classes,
-                  _inputs_without_label(found), rows_without_label)
+                  [example.target for example in examples], found.classes, *_without_label(found, skipped))
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 @typed
