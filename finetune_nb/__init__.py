@@ -8,10 +8,12 @@ _names = {
     "text": [],
     "vision": [],
     "cache": [],
+    "adapters": ["lora"],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
     "unlabelled": [],
     "saving": ["load"],
+    "compression": ["compress"],
     "interpret": ["explain"],
     "pretraining": [],
     "depth": ["sweep"],
@@ -24,7 +26,7 @@ family_rooms = ["engine.torchvision_families", "engine.timm_families", "engine.t
 # Rooms that read kinds of targets of their own: they are imported when somebody first asks what can be learnt.
 kind_rooms = ["engine.tagged"]
 # The rooms whose models can be saved, by the kind of model: `load` imports them when it meets one.
-model_rooms = {"image": "vision", "text": "text", "tagger": "text"}
+model_rooms = {"image": "vision", "text": "text", "tagger": "text", "onnx": "engine.onnx_models"}
 # What makes a new model, by the inputs of a task and by what its objective reads of a backbone.
 model_makers = {("image", "pooled"): "vision.classifier", ("text", "pooled"): "text.classifier",
                 ("text", "words"): "text.tagger"}

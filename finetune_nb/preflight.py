@@ -177,7 +177,7 @@ def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     labelled, others = ([own for own in examples if (own.label is None) == none] for none in (False, True))
     return replace(found, examples=resolve_copies(labelled, found.targets, notes), unlabelled=others)
 
-def _without_label(found:Found, skipped:list[str]) -> tuple[list, list[str]]: # inputs, and the skipped places among them
+def _without_label(found:Found, skipped:list[str]) -> tuple[list, list[str]]: # inputs, and skipped places among them
     "Those that are no copy of an example with a label, which might be one to be judged on."
     known = {example.key for example in found.examples}
     inputs = [example.input for example in found.unlabelled if example.key not in known]

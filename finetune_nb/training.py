@@ -73,7 +73,7 @@ def parameter_groups(model:nn.Module, # any supported model
         return head_learning_rate if i == len(every) - 1 else learning_rate * layer_decay ** (len(every) - 2 - i)
     for i, block in enumerate(every[depth:], depth):
         for decays in (True, False):
-            params = [p for p in block.parameters() if (p.ndim > 1) == decays]
+            params = [p for p in block.learnable() if (p.ndim > 1) == decays]
             decay = weight_decay if decays else 0.0
             if params: groups.append(dict(params=params, lr=rate(i), weight_decay=decay, block=block.name))
     return groups

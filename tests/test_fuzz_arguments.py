@@ -139,6 +139,19 @@ def calls():
         "vision.ImageClassifier": lambda: dict(backbone=nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), num_classes=2),
         "vision.augmentation": dict,
         "vision.classifier": lambda: dict(name="mobilenet_v3_small", num_classes=2, image_size=32, pretrained=False),
+        "adapters.lora": lambda: dict(model=network()),
+        "adapters.adapted": lambda: dict(model=network()),
+        "adapters.described": lambda: dict(model=network()),
+        "adapters.merged": lambda: dict(model=network()),
+        "adapters.save_adapter": lambda: dict(folder=files()/"adapter", model=network()),
+        "adapters.load_adapter": lambda: dict(model=network(), folder=files()/"nowhere"),
+        "adapters.biases": lambda: dict(model=network()),
+        "adapters.norms": lambda: dict(model=network()),
+        "compression.narrowed": lambda: dict(model=reader().model),
+        "compression.shallower": lambda: dict(model=reader().model, layers=1),
+        "compression.distil": lambda: dict(student=reader().model, teacher=reader().model, task=task()),
+        "compression.pace": lambda: dict(model=reader().model, inputs=["good"], repeats=3),
+        "compression.compress": lambda: dict(folder=files()/"nowhere", out=files()/"small"),
         "cache.Cut": lambda: dict(model=network(), depth=1, few=list(few().inputs[:2])),
         "freezing.Block": lambda: dict(name="head", modules=[nn.Linear(2, 2)], tensors={}),
         "freezing.has_parameters": lambda: dict(module=network()),
@@ -159,6 +172,7 @@ def calls():
         "freezing.short_number": lambda: dict(n=1200),
         "freezing.draw_blocks": lambda: dict(model=network()),
         "freezing.trainable_parameters": lambda: dict(model=network()),
+        "freezing.let_learn": lambda: dict(model=network(), names=["4.bias"]),
         "freezing.unfreeze": lambda: dict(model=network()),
         "freezing.blocks_with_head": lambda: dict(backbone=network()),
         "training.evaluate": lambda: dict(model=network(), examples=few()),
@@ -259,12 +273,14 @@ wrong += [generator, lambda: iter([1]), lambda: map(str, [1]), lambda: (lambda *
           lambda: collections.defaultdict(list), small_recipe]
 huge = [lambda value=value: value for value in [10**30, -10**30, 1e300, 2**62, np.int64(2**40)]]
 works = {"epochs", "steps", "repeats", "rounds", "draws", "seeds", "depths", "resolution"} # where huge is only long
-slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, classifier=0.1, tagger=0.1, FreezeExplorer=0.2,
+slow = dict(lora=0.3, compress=0.3, distil=0.1, pace=0.3,
+            topics=0.1, digits=0.1, citations=0.1, software=0.1, classifier=0.1, tagger=0.1, FreezeExplorer=0.2,
             baseline=0.1, plot_path=0.3, sweep=0.3, one_by_one=0.3, draw_blocks=0.3, load=0.3,
             pretrain=0.3) # so much more rarely
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`
+no_calls |= {"adapters.FASTER", "compression.Compressed", "compression.Distilled"} # what `compress` and `distil` make
 no_calls |= {"unlabelled.WAYS", "unlabelled.BY"} # names
 no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give
 no_calls |= {f"cli.{name}" for name in cli.__all__} # see the command line
@@ -314,7 +330,7 @@ def test_arguments(rng, aside):
 odd_words = ["", "-1", "0", "1e-3", "nan", "nope", "--", "-", "~", "é", "🙂", "a" * 300, "*", "$HOME", "nowhere.csv",
              "/dev/null", "text", "image", "regression", "9" * 24, "0x10", "1,5", "[]", "\udc80"]
 missing = dict(text="nowhere.csv", image="nowhere", run="nowhere", depth="neither", pretrain="nowhere", check="nowhere",
-               predict="nowhere", export="nowhere", explain="nowhere", next="nowhere")
+               predict="nowhere", explain="nowhere", export="nowhere", compress="nowhere", next="nowhere")
 
 
 def options_of(command):

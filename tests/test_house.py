@@ -18,16 +18,17 @@ most_lines_of_a_cell = {"nbs": 30, "engine": 60} # that exports, by the folder o
 FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
-    "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports engine.parts",
+    "engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers engine.tagged "
+    "engine.reports engine.parts",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
-    "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.twins engine.fast "
-    "engine.states engine.threads engine.batches engine.prefix engine.cutting engine.taps",
+    "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
+    "engine.twins engine.fast engine.states engine.threads engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
     "engine.checkpoints engine.run engine.guesses engine.explanations",
     "depth pretraining saving interpret engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
-    "engine.choosing",
+    "engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

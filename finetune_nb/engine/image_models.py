@@ -20,10 +20,15 @@ from .families import (Backbone, adopt, as_backbone, family_called, family_of_sa
 from .models import Model
 from .objective import objective_of
 from .parts import PixelParts
+from .widths import resize_all
 
 # %% ../../nbs/engine/27_image_models.ipynb #43ba09a0
 class ImageFiles(Model):
     "How a model of images is written and read."
+    widths = {} # of layers that are not as wide as the architecture says, by path
+
+    def saved_as(self): return self.backbone, self.backbone.state_dict()
+
     def save(self, folder):
         family = family_called(self.family)
         architecture = self.architecture or family.architecture(self.backbone)
@@ -32,14 +37,22 @@ class ImageFiles(Model):
                              "again: save its state dict with safetensors.")
         about = dict(kind=self.kind, name=self.name, family=self.family, architecture=architecture,
                      preprocessing=asdict(self.preprocessing), objective=self.objective and self.objective.to_json())
-        return self.backbone.state_dict(), about | family.describe(self.backbone)
+        if self.widths: about |= dict(widths=self.widths)
+        return self.saved_as()[1], about | family.describe(self.backbone)
 
     @classmethod
-    def load(cls, folder, about, tensors):
+    def rebuilt(cls, folder, about):
         wanted = objective_of(about["objective"]) if about.get("objective") else len(about["classes"])
         with torch.random.fork_rng(devices=[]):
             backbone = family_of_saved(about, cls.inputs).rebuild(about, folder)
             model = cls(backbone, wanted, about["preprocessing"])
+        model.widths = about.get("widths", {})
+        resize_all(model.backbone, model.widths)
+        return model
+
+    @classmethod
+    def load(cls, folder, about, tensors):
+        model = cls.rebuilt(folder, about)
         model.backbone.load_state_dict(with_versions(tensors, model.backbone))
         return model
 
@@ -49,6 +62,9 @@ class ImageFiles(Model):
         p, elsewhere = about["preprocessing"], ""
         if isinstance(self.head, nn.Linear | nn.Conv2d):
             elsewhere = family_of_saved(about, self.inputs).usage(about, len(self.head.weight))
+        if about.get("widths"):
+            elsewhere = (f"Its layers are narrower than those of a `{about['architecture']}` (`widths` in "
+                         "`model.json`), so it loads here, and elsewhere as ONNX: `finetune-nb export DIR --onnx`.")
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
         wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
                  f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "

@@ -116,6 +116,8 @@ class Shared:
                             "[default: 20 of what is built in, all of yours]", min=1) = None # of the training part
     class_weights:option(Optional[str], "`balanced`: each class counts as much as any other, however rare it is. "
                          "[default: each example counts the same]") = None # of the loss
+    lora:option(Optional[int], "Rank of adapters beside the layers that are not frozen, which then stay as they are. "
+                "[default: no adapters, the layers learn]", min=1) = None # of adapters
     batch_size:option(Optional[int], "Examples in a batch. [default: as the model suggests, 16 or fewer]",
                       min=1) = None # examples
     learning_rate:option(Optional[float], "Of the backbone. [default: what the model suggests]") = None # its rate

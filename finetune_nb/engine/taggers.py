@@ -175,6 +175,11 @@ class TagBatches(TagModel):
         batch = self.collate(encoded)
         return {name: batch[name] for name in asked}
 
+    def completed(self, outputs, inputs):
+        "From the scores of tokens to those of words."
+        unread = self.objective.unread.to(outputs)[None] # at place -1
+        return torch.cat([outputs.flatten(0, 1), unread])[inputs["words"]]
+
 # %% ../../nbs/engine/28b_taggers.ipynb #f36f5451
 @typed
 class TextTagger(TagBatches):
@@ -220,8 +225,7 @@ class TextTagger(TagBatches):
         if self.shapes is not None: states = states + self.shapes.states(shapes)
         scores = self.head(self.dropout(states))
         if self.shapes is not None: scores = scores + self.shapes.scores(shapes)
-        if words is None: return scores
-        return torch.cat([scores.flatten(0, 1), self.objective.unread.to(scores)[None]])[words] # the last: unread
+        return scores if words is None else self.completed(scores, dict(words=words))
 
     def as_transformers(self):
         if self.word_shape: return None

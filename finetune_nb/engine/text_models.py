@@ -29,14 +29,14 @@ class TextFiles(Model):
     def as_transformers(self) -> tuple[nn.Module, dict[str, torch.Tensor]]|None: # None: no class there does this
         "The network as Transformers sees it, and its weights by name."
 
+    def saved_as(self): return self.as_transformers() or super().saved_as()
+
     def save(self, folder):
         about = dict(kind=self.kind, name=self.name, family=self.family, architecture=self.architecture,
                      objective=self.objective and self.objective.to_json())
         about |= {name: getattr(self, name) for name in self.options} | dict(dropout=self.dropout.p)
-        tensors, theirs = self.state_dict(), self.as_transformers()
-        if theirs:
-            whole, tensors = theirs
-            whole.config.save_pretrained(folder)
+        whole, tensors = self.saved_as()
+        if whole is not self: whole.config.save_pretrained(folder)
         longest = self.tokenizer.model_max_length
         self.tokenizer.model_max_length = self.max_length # so that other tools cut where we do
         try: self.tokenizer.save_pretrained(folder)
@@ -45,12 +45,16 @@ class TextFiles(Model):
         return tensors, about | family_called(self.family).describe(self.backbone)
 
     @classmethod
-    def load(cls, folder, about, tensors):
+    def rebuilt(cls, folder, about):
         wanted = objective_of(about["objective"]) if about.get("objective") else len(about["classes"])
         with torch.random.fork_rng(devices=[]):
             backbone = family_of_saved(about, cls.inputs).rebuild(about, folder)
             told = {name: about[name] for name in (*cls.options, "dropout") if name in about}
-            model = cls(backbone, backbone.tokenizer, wanted, **told)
+            return cls(backbone, backbone.tokenizer, wanted, **told)
+
+    @classmethod
+    def load(cls, folder, about, tensors):
+        model = cls.rebuilt(folder, about)
         theirs = model.as_transformers()
         if theirs is None: model.load_state_dict(tensors)
         else:
