@@ -59,18 +59,18 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 @app.command()
 @with_groups
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
-                          "these; a table that names them; or a saved dataset of Hugging Face. "
+                          "these; a table that names them; images and masks; a saved dataset of Hugging Face. "
                           "[default: real handwritten digits]")=None,
           backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet50`, "
                           "`vit_b_16` or any other of torchvision, `timm/NAME` for any of timm, or a file of weights. "
                           "[default: for your images, the embedded one that suits them]")=None,
-          image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32. "
-                            "[default: what the backbone was made for]")=None,
+          image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32; "
+                            "of masks the shorter side. [default: what the backbone was made for]")=None,
           augment:option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
           flip:option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for "
                       "anything written.", "--flip")=False,
           labels:Labels=Labels(), learning:Learning=Learning(), keeping:Keeping=Keeping()):
-    """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting.
+    """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting. Masks are learnt pixel by pixel.
 
     The head alone, then the upper half: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
 
@@ -83,7 +83,7 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
         task, report = examples(folder, "image", data.digits, learning, labels)
         moved = vision.augmentation(flip=flip) if augment or flip else None
         backbone = backbone_for(task, folder, backbone, "resnet18-fractal", image_size)
-        model = vision.classifier(backbone, task, image_size, moved, seed=learning.seed)
+        model = made(task, backbone, learning.seed, image_size=image_size, augment=moved)
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=augment or flip, flip=flip)
 
@@ -139,10 +139,10 @@ def depth_image(folder:argument(Optional[Path], "Your images, as for `image`. [d
 
     How much faster than one run after another? `finetune-nb depth image --compare`.
     """
-    from finetune_nb import data, vision
+    from finetune_nb import data
     task, report = examples(folder, "image", data.digits, sweeping, labels)
     backbone = backbone_for(task, folder, backbone, "resnet18-fractal", image_size)
-    sweep(task, report, lambda seed: vision.classifier(backbone, task, image_size, seed=seed), backbone, sweeping)
+    sweep(task, report, lambda seed: made(task, backbone, seed, image_size=image_size), backbone, sweeping)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a12
 @_depth.command("text")
@@ -227,7 +227,7 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
     def reader():
         from finetune_nb import text
         return text.classifier(backbone, 2)
-    report.measure(reader)
+    report.measure_inputs(reader)
     print(json.dumps(report.summary()) if as_json else report)
     if not report.ok: raise typer.Exit(1)
 
@@ -256,6 +256,11 @@ def _require_all(inputs, reasons): # why each cannot be read; no text where it c
     say(f"finetune-nb: {len(broken)} of {len(inputs)} could not be read.", *map(": ".join, broken), sep="\n")
     raise typer.Exit(1)
 
+def _print_conll(saved, inputs:list, batch_size:int): # of a `Predictor`
+    answers = saved.answers(inputs, batch_size)
+    print(saved.in_conll(inputs, answers), end="")
+    _require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
+
 # %% ../nbs/20_command_line.ipynb #5f0c3a16
 @app.command()
 @with_groups
@@ -266,7 +271,10 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
             table:TextTable=TextTable(),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,
-            as_conll:option(bool, "Of a model of tags: a word and its tag a line.", "--conll")=False):
+            as_conll:option(bool, "Of a model of tags: a word and its tag a line.", "--conll")=False,
+            masks:place("Of a model of masks: write them into this folder, as numbers and over their images.")=None,
+            windows:option(Optional[int], "Of a model of masks: read large images in squares of so many pixels. "
+                           "[default: all of it at once]", min=32)=None):
     """What are images or texts? CSV on standard output.
 
     What cannot be read has no answer but an `error`, and then the exit code is 1.
@@ -278,12 +286,8 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
-    if as_conll:
-        answers = saved.answers(inputs, batch_size)
-        print(saved.in_conll(inputs, answers), end="")
-        _require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
-        return
-    answers = saved.predict(inputs, top, batch_size)
+    if as_conll: return _print_conll(saved, inputs, batch_size)
+    answers = saved.predict(inputs, top, batch_size, windows, masks)
     rows = answers.to_dict("records")
     print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
     _require_all(answers.input, answers.get("error", []))
@@ -292,27 +296,23 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
 @app.command("next")
 @with_groups
 def next_to_label(model:argument(Path, "A folder that `--out` has written."),
-                  files:argument(Optional[list[str]], "Examples without labels, as for `predict`. "
-                                 "[default: standard input, a text a line]")=None,
+                  files:argument(Optional[list[str]], "As for `predict`. [default: standard input]")=None,
                   count:option(int, "How many to name.", min=1)=20,
-                  by:option(str, "`uncertainty`, `diversity`, or of the unsure ones the most diverse, `both`."
-                            )="uncertainty",
+                  by:option(str, "`uncertainty`, `diversity`, or `both`.")="uncertainty",
                   table:TextTable=TextTable(),
                   as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False):
-    """Which examples should be labelled next? CSV on standard output, the first first.
-
-    `finetune-nb next reviews_model more.csv --count 20`.
-    """
-    import pandas as pd
+    """Which examples should be labelled next? `finetune-nb next reviews_model more.csv --count 20` lists them."""
     from finetune_nb import saving, unlabelled
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
     reasons = [getattr(answer, "reason", None) for answer in saved.answers(inputs)]
     good = [given for given, why in zip(inputs, reasons) if why is None]
-    chosen = unlabelled.next_to_label(saved.model, good, count, by, progress=False) if good else []
-    rows = saved.predict([good[i] for i in chosen]).to_dict("records") if chosen else []
-    print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(pd.DataFrame(rows)), end="")
+    if not good: return _require_all(inputs, reasons)
+    chosen = unlabelled.next_to_label(saved.model, good, count, by, progress=False)
+    answers = saved.predict([good[i] for i in chosen])
+    rows = [f"{in_json(row)}\n" for row in answers.to_dict("records")]
+    print("".join(rows) if as_json else _as_csv(answers), end="")
     _require_all(inputs, reasons)
 
 # %% ../nbs/20_command_line.ipynb #7d1e0c51

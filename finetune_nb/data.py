@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Examples', 'Task', 'split', 'near_duplicates', 'topics', 'citations', 'software', 'digits', 'photographs',
-           'task_of', 'image_folder', 'text_table', 'from_datasets']
+           'scenes', 'task_of', 'image_folder', 'text_table', 'from_datasets']
 
 # %% ../nbs/01b_data.ipynb #61c0442a
 import importlib.metadata
@@ -27,14 +27,15 @@ from .engine.citations import CITATION_RULES, IMPORTED_AS, LIBRARIES, read_citat
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
 from .engine.labels import Classification
-from .engine.objective import Objective, kinds, size, take
+from .engine.objective import Objective, asked_in, size, take
 from .engine.photographs import draw_tiles
+from .engine.pictures import open_image
+from .engine.scenes import draw_scenes
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
-from .engine.splits import are_cut, by_group, complete, few_of_each, fill, joined_groups
-from .engine import tag_baselines # its answers are registered there
+from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups, left_over
+from .engine import mask_baselines, tag_baselines # their answers are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
-from .engine.pictures import open_image
 from .preflight import Report, check
 
 # %% ../nbs/01b_data.ipynb #8319dd31
@@ -42,7 +43,8 @@ def _as_targets(values):
     "Numbers become a tensor, pandas' columns are taken by position, anything else stays a list."
     if isinstance(values, Mapping): return {name: _as_targets(own) for name, own in values.items()}
     values = many("targets", values.to_numpy() if hasattr(values, "to_numpy") else values)
-    try: return torch.as_tensor(values)
+    arrays = isinstance(values, list) and all(isinstance(own, np.ndarray) for own in values)
+    try: return torch.as_tensor(np.stack(values) if arrays else values)
     except (TypeError, ValueError, RuntimeError): return list(values) # names, or of different lengths
 
 @dataclass(frozen=True)
@@ -59,7 +61,6 @@ class Examples:
                              "give exactly one label for each input.")
 
     def __len__(self) -> int: return len(self.inputs)
-
     @property
     def labels(self) -> torch.Tensor: # of a classification: class numbers, `int64[N]`
         return self.targets
@@ -78,10 +79,6 @@ def _checked(part:str, examples:Examples, objective:Objective) -> Examples:
     if len(examples) == 0: raise ValueError(f"has no {part} examples: give at least one of each class.")
     try: return Examples(examples.inputs, objective.check(examples.targets))
     except ValueError as error: raise ValueError(f"{part} {error}") from error
-
-def _rest(everything:Examples, parts) -> Sequence: # inputs
-    "What stands in no part; a split cuts no group, so it shares none with validation and test."
-    return take(everything.inputs, np.setdiff1d(np.arange(len(everything)), np.concatenate(parts)))
 
 # %% ../nbs/01b_data.ipynb #3cfbeb0b
 @dataclass(frozen=True)
@@ -228,7 +225,8 @@ def topics(labels_per_class:int=20, # training sentences of each of the 10 class
     parts = split(found["labels"], labels_per_class, validation_per_class, test_per_class, seed, found["groups"])
     made = dict(seed=seed, labels_per_class=labels_per_class,
                 versions=found["versions"], fingerprint=found["fingerprint"])
-    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made, _rest(everything, parts))
+    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made,
+                left_over(everything.inputs, parts))
 
 # %% ../nbs/01b_data.ipynb #b08f2bf4
 def _read(name, libraries, rules, read):
@@ -298,8 +296,8 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     images, labels = _digits()
     parts = split(labels, labels_per_class, validation_per_class, test_per_class, seed)
     made = dict(seed=seed, labels_per_class=labels_per_class, fingerprint=fingerprint_of(images.numpy().tobytes()))
-    everything = Examples(images, labels)
-    return Task("digits", "image", list("0123456789"), *map(everything.subset, parts), made, _rest(everything, parts))
+    return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made,
+                left_over(images, parts))
 
 # %% ../nbs/01b_data.ipynb #048ad142
 @typed
@@ -317,35 +315,39 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
     known, made = np.arange(len(drawn)) % (few + more) < few, made | dict(seed=seed, labels_per_class=few)
     return Task("photographs", "image", classes, drawn.subset(known), *others, made, drawn.subset(~known).inputs)
 
-# %% ../nbs/01b_data.ipynb #6f5e88d2
-def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
-    "What a pre-flight found to be asked; one that does not say found classes."
-    kind = kinds[getattr(report, "objective", "classification")]
-    targets = getattr(report, "targets", report.labels)
-    objective, targets = kind.of_targets(targets, report.classes, getattr(report, "objectives", None))
-    return objective, objective.check(targets)
+# %% ../nbs/01b_data.ipynb #5ce2e5a1
+@typed
+def scenes(num_train:int=20, # training scenes, at least 1
+           seed:int=0, # same seed, same scenes
+           num_validation:int=30, # validation scenes
+           num_test:int=60, # test scenes
+          )->Task: # an image task; images `uint8[N, 1, 128, 128]`; its targets are masks
+    "Which ground is each pixel? Brick, grass and gravel in regions, cut out of photographs that scikit-image ships."
+    objective, parts, made = draw_scenes([num_train, num_validation, num_test], whole("seed", seed, 0))
+    return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
 def task_of(report, # the `Report` of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
-            validation:float=0.2, # share of the examples to choose by, where there is no such part, above 0, below 1
-            test:float=0.2, # share of the examples to be judged on, where there is no such part, above 0, below 1
+            validation:float|None=None, # share of the examples to choose by, where there is no such part, 0 to 1
+            test:float|None=None, # share of the examples to be judged on, likewise; None: 0.2 each, of masks 0.15
             seed:int=0, # same seed, same split
            )->Task: # its parts are those that were given; what is missing is taken from training
     "The task that a pre-flight has found fit; numbers are cut into tenths, and each counts as a class."
     for name, share in (("validation", validation), ("test", test)):
-        if not 0 < share < 1:
+        if share is not None and not 0 < share < 1:
             raise ValueError(f"{name} must be above 0 and below 1, a share of the examples, got {share}.")
     if not hasattr(report, "require"): raise ValueError(f"report must be what check gave, got {told(report)}.")
     report.require()
-    objective, targets = _asked(report)
+    objective, targets = asked_in(report)
     parts, given = np.array(report.parts), sorted(set(report.parts) - {""})
     where = {part: np.flatnonzero(parts == part) for part in given} or {"train": np.arange(len(parts))}
-    where = complete(where, objective.strata(targets), report.groups, validation, test, seed)
+    shares = [objective.held_out if share is None else share for share in (validation, test)]
+    where = complete(where, objective.strata(targets), report.groups, *shares, seed)
     if labels_per_class is not None:
         train = where["train"]
-        where["train"] = train[few_of_each(objective, take(targets, train), labels_per_class, seed, report.kind)]
+        where["train"] = train[few_of(objective, take(targets, train), labels_per_class, seed, report.kind)]
     everything = Examples(report.inputs, targets)
     made = dict(seed=seed, labels_per_class=labels_per_class, source=report.source, given=given, skipped=report.skipped)
     chosen = [everything.subset(where[part]) for part in PARTS]
@@ -353,10 +355,10 @@ def task_of(report, # the `Report` of a pre-flight that goes on
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed
-def image_folder(path:str|Path, # a folder for each class, perhaps below `train`, `val` and `test`; images and a table
+def image_folder(path:str|Path, # a folder for each class, perhaps in `train`, `val`, `test`; or beside a table or masks
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
-                 validation:float=0.2, # share of the images to choose by, where there is no such folder
-                 test:float=0.2, # share of the images to be judged on, likewise; both above 0, below 1
+                 validation:float|None=None, # share of the images to choose by, where there is no such folder
+                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks 0.15
                  seed:int=0, # same seed, same split
                  most_bad:float=0.05, # the share of damaged images that may be skipped, 0 to 1
                 )->Task: # an image task; its inputs are paths
@@ -394,5 +396,4 @@ def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on
                   most_bad:float=0.05, # the share of examples that may be skipped, 0 to 1
                  )->Task: # an image or a text task
     "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
-    report = check(source, None, text_column, label_column, most_bad)
-    return task_of(report, labels_per_class, validation, test, seed)
+    return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)

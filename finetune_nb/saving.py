@@ -130,12 +130,21 @@ def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreada
 # %% ../nbs/10_your_own_data.ipynb #a5de7cf1
 class _Answering:
     "What a `model` answers."
+    def _require(self, method:str, what:str):
+        "Not all answers can be written as all else."
+        if hasattr(self.model.objective, method): return
+        raise ValueError(f"{what}, and this one answers {self.model.objective.kind.replace('_', ' ')}.")
+
     def answers(self, inputs, # as `predict` takes them, a list
                 batch_size:int=64, # inputs that are prepared at a time
+                windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
                )->list: # an answer each, as the objective gives them; an `Unreadable`, with its `reason`, has none
         "The bare answers."
         kind, batch_size = KINDS.get(self.model.inputs), whole("batch_size", batch_size, 1)
         inputs = [_readable(kind, given) for given in many("inputs", inputs)]
+        if windows is not None:
+            self._require("mask_of", "Windows are for models of masks")
+            return [self._in_windows(given, whole("windows", windows, 32), batch_size) for given in inputs]
         parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
         return [answer for part in parts for answer in _answers(self.model, part)]
 
@@ -143,15 +152,39 @@ class _Answering:
                  answers, # to them, of `answers`
                 )->str:
         "The tags that a model of these gives, a word a line; what cannot be read is left out."
-        if not hasattr(self.model.objective, "in_conll"):
-            raise ValueError("CoNLL is for models of tags, and this one answers "
-                             f"{self.model.objective.kind.replace('_', ' ')}.")
+        self._require("in_conll", "CoNLL is for models of tags")
         pairs = zip(many("inputs", inputs), many("answers", answers))
         return self.model.objective.in_conll([pair for pair in pairs if not isinstance(pair[1], Unreadable)])
 
+# %% ../nbs/10_your_own_data.ipynb #a5de7cf2
+class _OfPixels(_Answering):
+    "Answers that are as large as their images."
+    def _in_windows(self, given, windows:int, batch_size:int): # an answer as large as the image, or an `Unreadable`
+        if isinstance(given, Unreadable): return given
+        try: return self.model.in_windows(given, windows, lambda parts: self.answers(parts, batch_size))
+        except (OSError, ValueError) as error: return Unreadable(_shown(given), str(error))
+
+    def _write(self, folder, inputs, answers):
+        "Masks as files."
+        self._require("write", "Masks are for models of masks")
+        good = [(given, self.model.objective.mask_of(answer, given)) for given, answer in zip(inputs, answers)
+                if not isinstance(answer, Unreadable)]
+        folder = place("masks", folder)
+        with writing("the masks", folder): self.model.objective.write(folder, good)
+
+    def masks(self, inputs, # images
+              batch_size:int=64, # inputs that are prepared at a time
+              windows:int|None=None, # pixels of an image, the side of what is read at once; None: all of it
+             )->list: # a `Mask` each, as large as its image; an `Unreadable` for what cannot be read
+        "The class of each pixel."
+        self._require("mask_of", "Masks are for models of masks")
+        inputs = many("inputs", inputs)
+        return [answer if isinstance(answer, Unreadable) else self.model.objective.mask_of(answer, given)
+                for given, answer in zip(inputs, self.answers(inputs, batch_size, windows))]
+
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
-class Predictor(_Answering):
+class Predictor(_OfPixels):
     "A saved model, ready to use."
     model: Model # in evaluation mode
     classes: list[str] # none where something else is asked
@@ -161,13 +194,16 @@ class Predictor(_Answering):
                 inputs, # as the model reads them: texts, or images (files or PIL images); one, or many
                 top:int=1, # classes to name, the likeliest first, 1 to their number
                 batch_size:int=64, # inputs that are prepared at a time; changes the speed and the memory only
+                windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
+                masks:str|Path|None=None, # of masks: a folder, into which they are written; nothing is overwritten
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
         inputs = [inputs] if one else many("inputs", inputs)
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
-        answers = self.answers(inputs, batch_size)
+        answers = self.answers(inputs, batch_size, windows)
+        if masks is not None: self._write(masks, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
         return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
 

@@ -19,12 +19,14 @@ FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
     "engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers engine.tagged "
-    "engine.reports engine.parts",
+    "engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
+    "engine.segmentation engine.mask_baselines engine.segmentation_families engine.scenes "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
     "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
-    "engine.twins engine.fast engine.states engine.threads engine.batches engine.prefix engine.cutting engine.taps",
+    "engine.segmenters engine.dense_segmenters engine.twins engine.fast engine.states engine.threads engine.batches "
+    "engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
     "engine.checkpoints engine.run engine.guesses engine.explanations",
     "depth pretraining saving interpret engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
@@ -36,9 +38,10 @@ floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|tag\w+|conll|citations|software|pictures|tables|inputs|readers|\w+_families)"
-    r"|vision|text")
-kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger"}
+    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|conll|citations|software|pictures|tables|inputs|readers"
+    r"|\w+_families)|vision|text")
+kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger",
+         "segmentation", "segmenter"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
     r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
@@ -345,6 +348,8 @@ def test_a_kind_has_a_room_of_its_own():
     named = {module for module in floor_of if its_own_room.fullmatch(module)}
     assert named == {"vision", "text", "engine.labels", "engine.numbers", "engine.several", "engine.pictures",
                      "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
-                     "engine.conll", "engine.citations", "engine.software",
+                     "engine.conll", "engine.citations", "engine.software", "engine.masks", "engine.mask_pictures",
+                     "engine.mask_files", "engine.mask_shapes", "engine.mask_baselines",
+                     "engine.segmentation", "engine.segmenters", "engine.segmentation_families",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

@@ -81,7 +81,8 @@ asked_both = Several(dict(side=Classification(["left", "right"]), brightness=Reg
 
 
 def two_questions(dtype=None):
-    def both(part): return Examples(part.inputs, dict(side=part.targets, brightness=part.inputs.float().mean((1, 2, 3))))
+    def both(part):
+        return Examples(part.inputs, dict(side=part.targets, brightness=part.inputs.float().mean((1, 2, 3))))
     return Task("both", "image", asked_both, *map(both, (halves(40, 0), halves(30, 1), halves(30, 2))))
 
 
@@ -108,7 +109,8 @@ def test_targets_are_checked():
         Task("sky", "picture", Points(), inside, outside, inside)
 
 
-@pytest.mark.parametrize("name, frozen", [(name, i) for name, own in all_of_them.items() for i in range(1, len(own.blocks))])
+@pytest.mark.parametrize("name, frozen", [(name, i) for name, own in all_of_them.items()
+                                          for i in range(1, len(own.blocks))])
 def test_the_cache_is_exact(name, frozen):
     "In float64, for 50 steps and more, to 1e-9, dropout, random losses and all; and what is frozen stays"
     own = all_of_them[name]

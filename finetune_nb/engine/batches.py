@@ -205,6 +205,11 @@ class Ordered(Prepared):
     "Which examples go together in an epoch."
     def __len__(self): return len(self.order(0))
 
+    def follow_views(self, views:int, seed:int):
+        "Targets that move with the views of their inputs, as `run_prefix` draws these."
+        def seeds(view): return [example_seed(seed, view, i) for i in range(len(self.encoded))]
+        self.views = [varied(self.model, self.encoded, self.collated, seeds(view))[1] for view in range(views)]
+
     def _fast_order(self) -> list[list[int]]:
         if self.layout.tokens is not None: return in_batches(self.lengths, TOKENS)
         example = tensors_in(self.encoded[0] if self.states is None else self.states.of(torch.tensor([0])))

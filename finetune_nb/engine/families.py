@@ -51,7 +51,7 @@ class Map(NamedTuple):
 # %% ../../nbs/engine/15_families.ipynb #804d1045
 class Opens:
     "How networks are opened by name, and built again from a saved model."
-    inputs = "" # what the networks that it opens read: "image" or "text"; empty: it opens none
+    inputs = "" # what the networks that it opens read: "image" or "text", or "pixels": images, and answer for each
 
     def names(self) -> list[str]: # the most usual first
         "What people can type."
@@ -79,6 +79,9 @@ class Opens:
     def rebuild(self, about:dict, folder:Path) -> "Backbone": # of what `model.json` says, and where it is
         "The network of a saved model, whose weights are loaded later."
         return self.open(about["architecture"], pretrained=False)
+
+    def constructor(self, about:dict, outputs:int=1000) -> tuple[str, str]|None: # of what `model.json` says
+        "How the network is imported and made without finetune_nb; None: it cannot be."
 
     def usage(self, about:dict, outputs:int) -> str: # Markdown; of what `model.json` says
         "How the saved network is loaded without finetune_nb."
@@ -143,7 +146,12 @@ class Family(Opens):
 
     def maps(self, network:nn.Module, image_size:int) -> dict[str, Map]: # by the names of blocks
         "What its blocks make of an image."
-        return measured_maps(network, self.blocks(network)[:-1], image_size)
+        return measured_maps(network, self.map_modules(network), image_size)
+
+    def map_modules(self, network:nn.Module) -> dict[str, nn.Module]: # by the names of blocks
+        "Whose outputs are the maps: the last module of each block, pooling to a fixed size aside."
+        def last(modules): return [m for m in modules if not isinstance(m, nn.AdaptiveAvgPool2d)][-1]
+        return {block.name: last(block.modules) for block in self.blocks(network)[:-1]}
 
 # %% ../../nbs/engine/15_families.ipynb #fe9c132c
 def _map_of(shape:torch.Size, image_size:int) -> Map|None: # None: it is no map
@@ -154,23 +162,23 @@ def _map_of(shape:torch.Size, image_size:int) -> Map|None: # None: it is no map
     return Map(channels, round(image_size / side), last)
 
 def run_on_meta(network:nn.Module, # reads images
-                image_size:int, # pixels, the side of the image
+                image_size:int|tuple[int, int], # pixels, the side of the image, or its height and width
                ):
     "An image without content goes through; no number is computed."
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     tensors = {name: t.to("meta") for name, t in [*network.named_parameters(), *network.named_buffers()]}
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    image = torch.zeros(2, 3, image_size, image_size, device="meta", dtype=dtype)
+    image = torch.zeros(2, 3, *size, device="meta", dtype=dtype)
     with torch.no_grad(): functional_call(network, tensors, image)
 
 def measured_maps(network:nn.Module, # reads images
-                  found:list, # its blocks, without the head
+                  modules:dict[str, nn.Module], # of it, by the names of blocks
                   image_size:int, # pixels, the side of the image
                  )->dict[str, Map]: # of the blocks whose output is a map
-    "What each block makes of an image: the output of its last module, pooling to a fixed size aside."
-    last = {block.name: [m for m in block.modules if not isinstance(m, nn.AdaptiveAvgPool2d)][-1] for block in found}
+    "What each block makes of an image."
     shapes = {}
     def watch(name): return lambda module, inputs, output: shapes.update({name: getattr(output, "shape", ())})
-    hooks = [module.register_forward_hook(watch(name)) for name, module in last.items()]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
     try: run_on_meta(network, image_size)
     finally:
         for hook in hooks: hook.remove()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'take', 'size', 'joined', 'Looks', 'Evaluation', 'is_share', 'shown', 'Asked', 'OutputTarget', 'Answered',
-           'Objective', 'objective_of']
+           'Objective', 'objective_of', 'asked_in']
 
 # %% ../../nbs/engine/00_objective.ipynb #b17c20d9
 import dataclasses
@@ -241,6 +241,8 @@ class Objective(Answered):
     classes = () # names, where there are classes
     pipeline = "" # what the Hub calls it, `{}` for the kind of inputs, as in "{}-classification"; empty: nothing
     nothing = None # stands for an answer where there is none
+    held_out = 0.2 # share of the examples to choose by, and as many to be judged on, where nobody says
+    backbone = "" # that suits it, where its strata say nothing of that; empty: whichever suits the strata
     random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
     def __init_subclass__(cls, abstract:bool=False, **options):
@@ -277,3 +279,10 @@ def objective_of(about:dict # what `to_json` wrote: its `kind`, and the class's 
     if kind not in kinds:
         raise ValueError(f"There is no objective {kind!r}: it must be one of {', '.join(sorted(kinds))}.")
     return kinds[kind].from_json(about)
+
+# %% ../../nbs/engine/00_objective.ipynb #90850f4d
+def asked_in(report # of a pre-flight
+            )->tuple: # an `Objective`, and the targets, checked
+    "What a pre-flight found to be asked."
+    found = kinds[report.objective].of_targets(report.targets, report.classes, getattr(report, "objectives", None))
+    return found[0], found[0].check(found[1])

@@ -75,44 +75,44 @@ GRID = 8 # squares in a row of an image
 _BLUE_TO_ORANGE = LinearSegmentedColormap.from_list("against and for", [COLOURS[1], "white", COLOURS[0]])
 
 def stretched(values:torch.Tensor, # float[C, h, w]
-              side:int, # pixels
-             )->torch.Tensor: # float[C, S, S]
+              size:Sequence[int], # height and width
+             )->torch.Tensor: # float[C, H, W]
     "A small map, as large as an image."
-    return F.interpolate(values[None], (side, side), mode="bilinear")[0]
+    return F.interpolate(values[None], tuple(size), mode="bilinear")[0]
 
-def blurred(image:torch.Tensor # uint8[3, S, S]
-           )->torch.Tensor: # uint8[3, S, S]
+def blurred(image:torch.Tensor # uint8[3, H, W]
+           )->torch.Tensor: # uint8[3, H, W]
     "The colours of an image, and no shapes."
-    return stretched(F.adaptive_avg_pool2d(image.float(), 4), image.shape[-1]).round().to(image.dtype)
+    return stretched(F.adaptive_avg_pool2d(image.float(), 4), image.shape[-2:]).round().to(image.dtype)
 
 class PixelParts(Parts):
     "An image."
     kind, suffix, methods = "square", ".png", (*Parts.methods, "grad_cam")
 
     def __init__(self, model, # a `Model` of images
-                 image:torch.Tensor, # uint8[3, S, S], encoded
+                 image:torch.Tensor, # uint8[3, H, W], encoded
                 ):
-        self.image, self.side, self.empty = image, image.shape[-1], blurred(image)
-        at = torch.arange(self.side) * GRID // self.side
-        self.groups = (GRID * at[:, None] + at).flatten()
+        self.image, self.size, self.empty = image, image.shape[-2:], blurred(image)
+        rows, columns = (torch.arange(side) * GRID // side for side in self.size)
+        self.groups = (GRID * rows[:, None] + columns).flatten()
         self.entrances = blocks(model)[0].modules[:1]
 
-    def hidden(self, shown): return list(torch.where(shown.view(-1, 1, self.side, self.side), self.image, self.empty))
+    def hidden(self, shown): return list(torch.where(shown.view(-1, 1, *self.size), self.image, self.empty))
 
     def gathered(self, values):
         (own,) = values
         return own.sum((0, 1)).flatten()
 
-    def of_map(self, values): return stretched(values[None], self.side).flatten()
+    def of_map(self, values): return stretched(values[None], self.size).flatten()
 
     def named(self, group):
-        bounds = [-(-i * self.side // GRID) for i in range(GRID + 1)]
-        row, column = divmod(group, GRID)
-        return f"columns {bounds[column]} to {bounds[column + 1] - 1}, rows {bounds[row]} to {bounds[row + 1] - 1}"
+        def bounds(number, side): return f"{-(-number * side // GRID)} to {-(-(number + 1) * side // GRID) - 1}"
+        height, width = self.size
+        return f"columns {bounds(group % GRID, width)}, rows {bounds(group // GRID, height)}"
 
     def draw(self, ax, values):
         most = np.quantile(np.abs(values), .99) or np.abs(values).max() or 1 # or a few pixels would outshine all
-        shares = np.clip(values / most, -1, 1).reshape(self.side, self.side)
+        shares = np.clip(values / most, -1, 1).reshape(self.size)
         ax.imshow(self.image.float().mean(0), cmap="gray", vmin=-100, vmax=500) # no colour is lost in black or white
         ax.imshow(shares, cmap=_BLUE_TO_ORANGE, vmin=-1, vmax=1, alpha=np.clip(1.2 * np.abs(shares), 0, .8))
         ax.set(xticks=[], yticks=[])

@@ -112,16 +112,24 @@ class ReportBase(Verdict):
                     **target_kind(self.objective).summary(self.targets),
                     ok=self.ok, stops=self.stops, findings=findings)
 
-    def measure(self,
-                open_model, # gives the model whose limit counts; called only if that matters for such inputs
-               ): # this report, with a note if a part of the inputs is not read
+    def measure_inputs(self,
+                       open_model, # gives the model whose limit counts; called only if that matters for such inputs
+                      ): # this report, with a note if a part of the inputs is not read
         "What would a model not see of these inputs?"
         in_windows = target_kind(self.objective).in_windows
         self.findings += kind_of(self.kind).measure(self.inputs, open_model, in_windows)
         return self
 
+    def measure(self,
+                open_model, # likewise; it is the one that is to learn them
+               ): # this report, with notes
+        "And of the targets?"
+        measure = getattr(target_kind(self.objective), "measure", None) # most are seen as they are
+        if measure: self.findings += measure(self.targets, open_model)
+        return self.measure_inputs(open_model)
+
     def measure_texts(self,
                       model, # its `tokenizer` cuts texts into tokens, of which it reads `max_length`
                      ): # this report, with a note if a text is longer
         "How many texts are longer than the model reads, or say nothing to its tokenizer?"
-        return self.measure(lambda: model)
+        return self.measure_inputs(lambda: model)

@@ -54,6 +54,7 @@ class Stages:
             how = self.how_to_keep | more | dict(progress=self.progress)
             (states,) = run_prefix(cut, part.examples.inputs, part.encoded, **how)
             kept.append(states)
+        if views and self.model.moves_targets: self.train.follow_views(views, self.how_to_keep["seed"])
         self.train.use(cut, kept[0], forget=True)
         self.validation.use(cut, kept[1], forget=True)
         self._say(self._kept(kept, views))

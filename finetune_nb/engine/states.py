@@ -184,8 +184,8 @@ def _content(x) -> bytes:
     if isinstance(x, str): return x.encode()
     if isinstance(x, list | tuple | dict):
         return b"".join(len(part).to_bytes(8, "little") + part for part in map(_content, _flat(x)))
-    if torch.is_tensor(x) or isinstance(x, np.ndarray):
-        x = np.ascontiguousarray(torch.as_tensor(x).numpy())
+    if torch.is_tensor(x) or hasattr(x, "__array__"):
+        x = np.asarray(x, order="C")
         return f"{x.dtype}{x.shape}".encode() + x.tobytes()
     if hasattr(x, "tobytes"): # an image; which way up, too
         return f"{x.mode}{x.size}{x.info.get('exif', b'')}{x.info.get('transparency')}".encode() + x.tobytes()

@@ -135,11 +135,13 @@ class Torchvision(Family):
         network = self.make(name, preprocessing["image_size"])
         return Backbone(about.get("name", ""), network, self, name, preprocessing)
 
-    def usage(self, about, outputs):
+    def constructor(self, about, outputs=1000):
         name = about["architecture"]
-        return (f"In plain torchvision it is a `{name}`:\n\n```python\nfrom safetensors.torch import load_file\n"
-                f"from torchvision.models import {name}\n\nmodel = {name}({self.arguments(about, outputs)})\n"
-                f"{self.loading}\n```")
+        return f"from torchvision.models import {name}", f"{name}({self.arguments(about, outputs)})"
+    def usage(self, about, outputs):
+        imports, network = self.constructor(about, outputs)
+        return (f"In plain torchvision it is a `{about['architecture']}`:\n\n```python\n"
+                f"from safetensors.torch import load_file\n{imports}\n\nmodel = {network}\n{self.loading}\n```")
 
     def arguments(self, about:dict, outputs:int) -> str:
         "What torchvision's function is to be told to make the same network."

@@ -59,12 +59,13 @@ class _SeenAll(Exception): "The forward pass has come to where it was to be watc
 def watch(network:nn.Module,
           places:Sequence[Place], # whose values are wanted
           run:Callable[[nn.Module], object], # begins a forward pass of the network
+          to_the_end:bool=False, # may it not stop before? An export follows a whole pass
          )->list: # a value for each place
     "What is at some places, in one forward pass that stops at the last of them."
-    kept, hooks = {}, []
+    kept, hooks, seen_all = {}, [], _SeenAll()
     def keep(place, value):
         kept[place] = value
-        if len(kept) == len(set(places)): raise _SeenAll
+        if len(kept) == len(set(places)) and not to_the_end: raise seen_all
     def before(place): return lambda _, given: keep(place, given[0] if given else None)
     def after(place): return lambda _, given, output: keep(place, output)
     for place in places:
@@ -72,11 +73,13 @@ def watch(network:nn.Module,
         if place[1]: hooks.append(module.register_forward_pre_hook(before(place)))
         else: hooks.append(module.register_forward_hook(after(place)))
     try: run(network)
-    except _SeenAll: return [kept[place] for place in places]
+    except _SeenAll as end:
+        if end is not seen_all: raise # somebody around us watches, too
     finally:
         for hook in hooks: hook.remove()
-    missed = next(path for path, before in places if (path, before) not in kept)
-    raise ValueError(f"the forward pass never comes to {missed}")
+    missed = [path for path, before in places if (path, before) not in kept]
+    if missed: raise ValueError(f"the forward pass never comes to {missed[0]}")
+    return [kept[place] for place in places]
 
 # %% ../../nbs/engine/21_twins.ipynb #70cbc240
 class CannotCut(ValueError): "The two halves of a model do not make the whole."
