@@ -11,6 +11,7 @@ _names = {
     "adapters": ["lora"],
     "freezing": ["freeze", "unfreeze", "blocks", "FreezeSummary"],
     "training": ["fit", "evaluate", "History", "Evaluation"],
+    "unlabelled": [],
     "saving": ["load"],
     "compression": ["compress"],
     "interpret": ["explain"],

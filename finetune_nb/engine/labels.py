@@ -203,6 +203,8 @@ class Classification(ClassTargets):
         "The probability of each class, `float[B, C]`."
         return (outputs / self.temperature).softmax(1).cpu().numpy()
 
+    def sure(self, answers): return np.sort(answers, 1)[:, -2:] @ [-1, 1] # the likeliest class's lead over the next
+
     def judge(self, answers, targets, losses):
         "Accuracy and macro F1."
         labels = np.asarray(targets)
@@ -340,6 +342,10 @@ class MultiLabel(ManyTargets):
     def answers(self, outputs, batch):
         "The probability of each class, `float[B, C]`."
         return outputs.sigmoid().cpu().numpy()
+
+    def sure(self, answers):
+        "How far the least sure class is from one half."
+        return abs(2 * answers - 1).min(1)
 
     def tuned(self, answers, targets):
         "The thresholds of the best F1 on validation."
