@@ -218,10 +218,8 @@ class Classification(ClassTargets):
         "The likeliest classes and their probabilities."
         if not 1 <= top <= len(answer):
             raise ValueError(f"top must be between 1 and the {len(answer)} classes, got {top}.")
-        found = {}
-        for rank, i in enumerate((-answer).argsort(kind="stable")[:top], 1):
-            suffix = "" if rank == 1 else f"_{rank}"
-            found |= {f"class{suffix}": self.classes[i], f"probability{suffix}": float(answer[i])}
+        found, best = {}, zip(["", *(f"_{rank}" for rank in range(2, top + 1))], (-answer).argsort(kind="stable"))
+        for end, i in best: found |= {f"class{end}": self.classes[i], f"probability{end}": float(answer[i])}
         return found
 
     def output_target(self, answer, target=None, given=None): return class_target(self.classes, answer, target)
