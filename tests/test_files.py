@@ -1,0 +1,150 @@
+"""Files as people keep them: links, telephones' photographs, large images, workbooks, compressed tables, many files."""
+import gc, gzip, itertools, json, os, sys
+import numpy as np, pandas as pd, psutil, pytest
+from PIL import Image
+from finetune_nb import cli, data, freeze, preflight, training, vision
+from finetune_nb.engine import findings, inputs, pictures, readers, tables
+from test_preflight import checked, found, pets, picture
+
+no_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+
+
+def command(monkeypatch, *words):
+    "The exit code of `finetune-nb`"
+    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
+    try: return cli.main() or 0
+    except SystemExit as ended: return ended.code or 0
+
+
+# Tables
+
+def some(count=20, start=0):
+    "Texts, and what they say, with a copy and a row without a text"
+    rows = [(f"it is {word} {i}", label) for i in range(start, start + count)
+            for word, label in (("fine", "good"), ("poor", "bad"))]
+    return pd.DataFrame([*rows, ("it is fine 3", "good"), (None, "bad")], columns=["text", "label"])
+
+
+def records(frame): return frame.to_json(orient="records")
+
+
+def in_lines(frame): return frame.to_json(orient="records", lines=True)
+
+
+WRITE = {
+    ".csv": lambda frame, file: frame.to_csv(file, index=False),
+    ".xlsx": lambda frame, file: frame.to_excel(file, index=False),
+    ".parquet": lambda frame, file: frame.to_parquet(file),
+    ".json": lambda frame, file: file.write_text(records(frame)),
+    ".csv.gz": lambda frame, file: frame.to_csv(file, index=False),
+    ".tsv.gz": lambda frame, file: frame.to_csv(file, index=False, sep="\t"),
+    ".json.gz": lambda frame, file: file.write_bytes(gzip.compress(records(frame).encode())),
+    ".jsonl.gz": lambda frame, file: file.write_bytes(gzip.compress(in_lines(frame).encode()))}
+BESIDE = {".xlsx": "openpyxl", ".parquet": "pyarrow"}
+
+
+def write(frame, file):
+    "A table by its ending"
+    ending = next(ending for ending in (*list(WRITE)[4:], *WRITE) if file.name.lower().endswith(ending))
+    if ending in BESIDE: pytest.importorskip(BESIDE[ending])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    WRITE[ending](frame, file)
+    return file
+
+
+def places(report): return {what: (then, len(told)) for what, (then, told) in found(report).items()}
+
+
+@pytest.mark.parametrize("ending", WRITE)
+@pytest.mark.parametrize("parts", [False, True])
+def test_every_table_says_the_same(tmp_path, ending, parts):
+    expected = write(some(), tmp_path/"plain"/"train.csv")
+    table = write(some(), tmp_path/"own"/f"train{ending}")
+    if parts:
+        for file in (expected, table):
+            write(some(5, 20), file.with_name(file.name.replace("train", "test")))
+        expected, table = expected.parent, table.parent
+    usual, report = checked(expected), checked(table)
+    for own in ("inputs", "labels", "parts", "classes", "read", "ok"):
+        assert getattr(report, own) == getattr(usual, own), own
+    assert places(report) == places(usual) and report.ok == (not parts or report.ok)
+    empty = next(iter(found(report)["empty text"][1]))
+    counted = {"csv": "line 13", "tsv": "line 13", "xlsx": "row 13", "parquet": "row 12", "json": "entry 12",
+               "jsonl": "line 12"}[ending.split(".")[1]] # of the last table, with its header where there is one
+    assert empty.endswith(counted if parts else counted.replace(" 1", " 4"))
+    task = data.text_table(table, most_bad=0.1)
+    assert len(task.test) and task.classes == ["bad", "good"]
+    texts = [given for given in preflight.inputs_in(table, "text") if isinstance(given, str)] if not parts else []
+    assert parts or texts == usual.inputs
+
+
+@pytest.mark.parametrize("names, counts", [
+    (["part-0000.parquet", "part-0001.parquet"], {"": 80}),
+    (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
+     {"train": 80, "test": 40}),
+    (["train/0.parquet", "train/1.parquet", "validation/0.parquet", "test/0.parquet"],
+     {"train": 80, "validation": 40, "test": 40})])
+def test_a_folder_of_parquet_files_is_one_table(tmp_path, names, counts):
+    for i, name in enumerate(names): write(some(20, 20 * i).iloc[:40], tmp_path/"moods"/name)
+    (tmp_path/"moods"/"_SUCCESS").touch()
+    report = checked(tmp_path/"moods")
+    assert report.ok and {part: report.parts.count(part) for part in counts} == counts == dict(pd.Series(
+        report.parts).value_counts())
+
+
+def test_parquet_files_of_which_some_say_their_part_are_asked_about(tmp_path):
+    for name in ("train.parquet", "more.parquet"): write(some(), tmp_path/"moods"/name)
+    with pytest.raises(ValueError, match="holds 2 tables, more.parquet, train.parquet: name one of them"):
+        preflight.check(tmp_path/"moods")
+
+
+def test_sheets_that_are_left_out_are_named(tmp_path):
+    pytest.importorskip("openpyxl")
+    with pd.ExcelWriter(tmp_path/"moods.xlsx") as book:
+        for name in ("this", "last", "ever"): some().to_excel(book, sheet_name=name, index=False)
+    report = checked(tmp_path/"moods.xlsx")
+    (place, reason), = found(report)["other sheets"][1].items()
+    assert place == "moods.xlsx" and "the first sheet is read, and 'last', 'ever' left out" in reason
+
+
+@pytest.mark.parametrize("name, content, sentence", [
+    ("a.xlsx", b"no zip", "a.xlsx cannot be read as a workbook of Excel .File is not a zip file.: write it again"),
+    ("a.csv.gz", b"text,label\n", r"a.csv.gz cannot be unpacked .Not a gzipped file .*: fetch it, or write it, again"),
+    ("a.csv.gz", gzip.compress(b"text,label\n" * 99)[:-9], "a.csv.gz cannot be unpacked .Compressed file ended before"),
+    ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 40, "a.csv.gz cannot be unpacked .Error -3"),
+    ("a.json", b'{"text": ["a"]}', "a.json holds one dict, expected a list of records, as in "),
+    ("a.json", b'[{"text": "a"},', "a.json is no JSON .Expecting value: .*, expected a list of records"),
+    ("a.json", b'["a", "b"]', "a.json has no rows that can be read")])
+def test_a_table_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, name, content, sentence):
+    if name.endswith(".xlsx"): pytest.importorskip("openpyxl")
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=sentence): preflight.check(tmp_path/name)
+
+
+def test_what_a_workbook_needs_is_said(tmp_path, monkeypatch):
+    table = write(some(), tmp_path/"moods.xlsx")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ModuleNotFoundError, match=r"moods.xlsx is a workbook of Excel, which pandas reads with .*, "
+                                                  r"and that is not installed: pip install 'finetune-nb\[excel\]'"):
+        preflight.check(table)
+
+
+@pytest.mark.parametrize("content, is_table", [
+    ('[{"text": "a"}]', True), ('\ufeff \n[ {"a": 1}]', True), ('{"a": 1}\n{"a": 2}\n', True),
+    ('{"images": [{}], "annotations": []}', False), ('["cat", "dog"]', False), ('{\n "a": {\n}}', False)])
+def test_json_in_a_folder_is_a_table_if_it_holds_records(tmp_path, content, is_table):
+    folder = pets(tmp_path/"pets", 5)
+    (folder/"about.json").write_text(content, encoding="utf-8")
+    assert tables.is_table(folder/"about.json") == is_table
+    report = checked(folder)
+    assert report.kind == "image" and report.ok and report.read == 10
+
+
+def test_records_name_images(tmp_path):
+    folder = pets(tmp_path/"pets", 10, ("all",))
+    rows = pd.DataFrame(dict(file_name=[f"all/{i}.jpg" for i in range(10)], label=["cat", "dog"] * 5))
+    for ending in (".json", ".csv.gz", ".xlsx"):
+        write(rows, table := folder/f"labels{ending}")
+        report = checked(folder)
+        assert report.kind == "image" and report.read == 10 and report.classes == ["cat", "dog"], ending
+        table.unlink()
