@@ -16,6 +16,64 @@ def command(monkeypatch, *words):
     except SystemExit as ended: return ended.code or 0
 
 
+# Links
+
+def linked(top, where):
+    "Images that lie elsewhere, and a folder that leads there"
+    pets(top/"elsewhere", 20)
+    for link, to in {"classes": [("pets/cat", "cat"), ("pets/dog", "dog")], "parts": [("pets/train", "")],
+                     "files": [(f"pets/{c}/{i}.jpg", f"{c}/{i}.jpg") for c in ("cat", "dog") for i in range(20)],
+                     "table": [("pets/images", "")]}[where]:
+        (top/link).parent.mkdir(parents=True, exist_ok=True)
+        (top/link).symlink_to(top/"elsewhere"/to, target_is_directory=where != "files")
+    if where == "table":
+        rows = [f"images/{c}/{i}.jpg,{c}" for c in ("cat", "dog") for i in range(20)]
+        (top/"pets"/"labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    return top/"pets"
+
+
+@no_links
+@pytest.mark.parametrize("where, link", [("classes", "cat"), ("parts", "train"), ("files", "cat/0.jpg"),
+                                         ("table", "images")])
+def test_links_that_lead_out_are_followed_if_somebody_says_so(tmp_path, where, link):
+    folder = linked(tmp_path, where)
+    refused = "somewhere else, and is not followed: copy it here, .*or say --follow-links"
+    if where == "table": assert not preflight.check(folder, "image").ok
+    else:
+        with pytest.raises(ValueError, match=f"{link}[^:]*: (link that leaves the folder: )?.*{refused}|{refused}"):
+            preflight.check(folder).require()
+        assert link in found(preflight.check(folder))["link that leaves the folder"][1]
+    report = checked(folder, follow_links=True)
+    assert report.ok and report.read == 40 and report.classes == ["cat", "dog"] and not report.findings
+    data.open_image(report.inputs[0])
+    assert len(preflight.inputs_in(folder, "image", follow_links=True)) == 40
+    lost = [given for given in preflight.inputs_in(folder, "image") if isinstance(given, preflight.Unreadable)]
+    assert len(lost) == (40 if where == "files" else 2 if where == "classes" else 1)
+
+
+@no_links
+def test_loops_of_links_end(tmp_path):
+    folder, outside = pets(tmp_path/"pets"), pets(tmp_path/"elsewhere", 3, ("cat",))
+    (folder/"cat"/"more").symlink_to(outside, target_is_directory=True)
+    (outside/"up").symlink_to(tmp_path, target_is_directory=True)
+    (outside/"back").symlink_to(folder, target_is_directory=True)
+    (outside/"self").symlink_to(outside/"self")
+    (folder/"dog"/"again").symlink_to(outside, target_is_directory=True)
+    report = preflight.check(folder, follow_links=True)
+    told = found(report)["link to a folder"]
+    assert told == ("notes", {place: "left out: what is in that folder is read already"
+                              for place in ("cat/more/back", "dog/again")})
+    assert report.read == 60 + 3 and folder/"cat"/"more"/"cat"/"0.jpg" in report.inputs
+
+
+@no_links
+def test_the_command_follows_links(tmp_path, monkeypatch, capsys):
+    folder = linked(tmp_path, "classes")
+    assert command(monkeypatch, "check", folder) == 1 and "--follow-links" in capsys.readouterr().out
+    assert command(monkeypatch, "check", folder, "--follow-links", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["usable"] == 40
+
+
 # Tables
 
 def some(count=20, start=0):
