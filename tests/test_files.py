@@ -74,6 +74,53 @@ def test_the_command_follows_links(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["usable"] == 40
 
 
+# Images
+
+def telephone(top, form, ending):
+    "Photographs as a telephone writes them"
+    if form == "HEIF": pytest.importorskip("pillow_heif").register_heif_opener()
+    for label, i in itertools.product(("cat", "dog"), range(10)):
+        (top/label).mkdir(parents=True, exist_ok=True)
+        picture().save(top/label/f"{i}{ending}", format=form)
+    return top
+
+
+@pytest.mark.parametrize("form, ending", [("HEIF", ".heic"), ("HEIF", ".heif"), ("HEIF", ".JPG"), ("AVIF", ".avif")])
+def test_photographs_of_telephones_are_read(tmp_path, form, ending):
+    report = checked(telephone(tmp_path/"pets", form, ending))
+    assert report.ok and report.read == 20 and data.open_image(report.inputs[0]).size == (96, 72)
+    assert ("ending that says otherwise" in found(report)) == (ending == ".JPG")
+    torn = (tmp_path/"pets"/"cat"/f"0{ending}")
+    torn.write_bytes(torn.read_bytes()[:-40])
+    assert "image" in " ".join(found(preflight.check(tmp_path/"pets"))), "one that was cut off is noticed"
+
+
+def test_what_heic_needs_is_said(tmp_path, monkeypatch):
+    folder = telephone(tmp_path/"pets", "HEIF", ".heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None) # as if it were not installed
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    monkeypatch.setattr(pictures, "image_formats", pictures.image_formats.__wrapped__) # without what it has kept
+    needs = "it is HEIC, which needs pillow-heif: pip install 'finetune-nb\\[heic\\]'"
+    with pytest.raises(OSError, match=f"0.heic' cannot be opened .{needs}"): data.open_image(folder/"cat"/"0.heic")
+    with pytest.raises(ValueError, match=needs): preflight.check(folder).require()
+    (folder/"cat"/"0.heic").write_bytes(b"....ftypavif")
+    assert "its bytes are no AVIF" in found(preflight.check(folder, most_bad=1))["unreadable image"][1]["cat/0.heic"]
+
+
+def test_large_images_are_read_if_somebody_says_so(tmp_path, monkeypatch, capsys):
+    folder = pets(tmp_path/"pets", 5)
+    for most, size in ((6_000, "96 x 72 pixels"), (3_000, "Image size .6912 pixels.")):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        refused = f"{size}, expected at most {most:,} in all; to read it all the same, say --max-pixels"
+        with pytest.raises(ValueError, match=refused): preflight.check(folder).require()
+        with pytest.raises(OSError, match=refused): data.open_image(folder/"cat"/"0.jpg")
+    assert command(monkeypatch, "check", folder) == 1 and "--max-pixels" in capsys.readouterr().out
+    assert command(monkeypatch, "check", folder, "--max-pixels", 7_000) == 0
+    assert data.open_image(folder/"cat"/"0.jpg").size == (96, 72)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None) # as Pillow says it: no limit
+    assert preflight.check(folder).ok
+
+
 # Tables
 
 def some(count=20, start=0):
