@@ -253,3 +253,45 @@ def test_records_name_images(tmp_path):
         report = checked(folder)
         assert report.kind == "image" and report.read == 10 and report.classes == ["cat", "dog"], ending
         table.unlink()
+
+
+# More than fits into memory
+
+@pytest.fixture
+def memory():
+    "Bytes of memory that this process has taken since"
+    process = psutil.Process()
+    def held():
+        gc.collect()
+        return process.memory_info().rss
+    before = held()
+    return lambda: held() - before
+
+
+@no_links
+def test_a_hundred_thousand_images_take_no_memory(tmp_path, memory):
+    top, count = tmp_path/"pets", 50_000
+    for label in ("cat", "dog"):
+        (top/label).mkdir(parents=True)
+        for i in range(10): picture((500, 500)).save(tmp_path/f"{label}{i}.jpg")
+        for i in range(count): os.link(tmp_path/f"{label}{i % 10}.jpg", top/label/f"{i}.jpg")
+    found = readers.reader_of(top, "image").read(inputs.Request(str(top)), "image", findings.Notes())
+    assert len(found.examples) == 2 * count and memory() < 2_000 * len(found.examples), "of 750,000 bytes each"
+    pictures = data.Examples([own.input for own in found.examples], [int(own.label == "dog") for own in found.examples])
+    few = pictures.subset(range(0, 2 * count, 4_000))
+    model = vision.classifier("resnet18-fractal", 2, image_size=32)
+    freeze(model, 5)
+    def learn(test): training.fit(model, data.Task("pets", "image", ["cat", "dog"], few, few, test), 1, progress=False)
+    learn(few)
+    with_few = memory()
+    learn(pictures)
+    assert memory() < with_few + 50e6, "those that nobody asks for stay on the disk"
+
+
+def test_a_table_of_many_short_texts_takes_memory_by_its_rows(tmp_path, memory):
+    count = 100_000 # of two million, which take twenty times as long, and as much
+    rows = (f"it is fine {i},good\nit is poor {i},bad\n" for i in range(count // 2))
+    (tmp_path/"moods.csv").write_text("text,label\n" + "".join(rows))
+    task = data.text_table(tmp_path/"moods.csv")
+    assert (len(task.train), len(task.validation), len(task.test)) == (60_000, 20_000, 20_000)
+    assert memory() < 1_200 * count
