@@ -212,11 +212,15 @@ def test_sheets_that_are_left_out_are_named(tmp_path):
     assert place == "moods.xlsx" and "the first sheet is read, and 'last', 'ever' left out" in reason
 
 
+torn = gzip.compress(b"text,label\n" * 99, mtime=0)[:-9]
+spoilt = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 40
+
+
 @pytest.mark.parametrize("name, content, sentence", [
     ("a.xlsx", b"no zip", "a.xlsx cannot be read as a workbook of Excel .File is not a zip file.: write it again"),
     ("a.csv.gz", b"text,label\n", r"a.csv.gz cannot be unpacked .Not a gzipped file .*: fetch it, or write it, again"),
-    ("a.csv.gz", gzip.compress(b"text,label\n" * 99)[:-9], "a.csv.gz cannot be unpacked .Compressed file ended before"),
-    ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 40, "a.csv.gz cannot be unpacked .Error -3"),
+    ("a.csv.gz", torn, "a.csv.gz cannot be unpacked .Compressed file ended before"),
+    ("a.csv.gz", spoilt, "a.csv.gz cannot be unpacked .Error -3"),
     ("a.json", b'{"text": ["a"]}', "a.json holds one dict, expected a list of records, as in "),
     ("a.json", b'[{"text": "a"},', "a.json is no JSON .Expecting value: .*, expected a list of records"),
     ("a.json", b'["a", "b"]', "a.json has no rows that can be read")])
