@@ -333,7 +333,7 @@ def explain(model:argument(Path, "A folder that `--out` has written."),
                           "[default: the first]")=None,
             out:place("Where it is shown, `.png` of an image, `.html` of a text; a file that is there is replaced. "
                       "[default: `explanation` in this folder]")=None,
-            max_pixels:most_pixels()=None,
+            max_pixels:most_pixels(Optional[int], "Read an image of so many. [default: 89,478,485]")=None,
             as_json:option(bool, "Print it as one line of JSON.", "--json")=False):
     """Which words or pixels does an answer depend on, and does that explanation pass its checks?
 
