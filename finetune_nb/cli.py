@@ -268,7 +268,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             files:argument(Optional[list[str]], "Images, folders of them; tables, .txt files. "
                            "[default: standard input, a text a line]")=None,
             top:option(int, "Classes to name for each, the likeliest first.", min=1)=1,
-            abstain:option(Optional[float], "Name no class that is less probable.", min=0, max=1)=None,
+            abstain:option(float, "Name no class that is less probable.", min=0, max=1)=0.0,
             batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
             table:TextTable=TextTable(), own:Files=Files(),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,

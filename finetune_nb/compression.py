@@ -24,7 +24,7 @@ from torch import nn
 # %% ../nbs/30_compression.ipynb #5938147b
 from .data import Examples, Task
 from .depth import difference
-from .engine.arguments import many, place, typed, whole
+from .engine.arguments import library, many, place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.families import family_called
 from .engine.judging import answers_of
@@ -219,20 +219,12 @@ def _written(folder, out, overwrite:bool, old:Predictor, task, why:str, write, c
     return found
 
 # %% ../nbs/30_compression.ipynb #a8f077dc
-def _pruning():
-    "The library, if it is there."
-    try: import torch_pruning
-    except ImportError as error:
-        raise ModuleNotFoundError("Channels are pruned by the package torch-pruning: "
-                                  "pip install 'finetune-nb[compression]'.", name="torch-pruning") from error
-    return torch_pruning
-
 @typed
 def narrowed(model:Model, # of images, convolutional
              share:float=0.5, # of the channels, that goes: above 0, below 1
             )->Model: # a copy, which has to be fine-tuned
     "Without the channels whose weights are smallest (Li et al. 2017); torch-pruning knows what else they are read by."
-    pruning = _pruning()
+    pruning = library("compression", "Pruning channels needs", "torch_pruning")
     if not 0 < share < 1: raise ValueError(f"share must be above 0 and below 1, a share of the channels, got {share}.")
     if not hasattr(model, "widths") or not is_convolutional(model):
         raise ValueError(f"Channels are pruned in convolutional networks, and this {type(model).__name__} is none: "

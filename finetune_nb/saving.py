@@ -22,7 +22,7 @@ from torch import nn
 import finetune_nb
 from .adapters import adapted, merged, save_adapter
 from .data import Examples, Task
-from .engine.arguments import expect, many, network, number, place, whole
+from .engine.arguments import expect, library, many, network, number, place, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
@@ -98,17 +98,13 @@ def _shown(given) -> str: # an input, in a table
     if not isinstance(given, str | Path): return "image" if hasattr(given, "convert") else type(given).__name__
     return str(given).encode(errors="backslashreplace").decode() # the name of a file may hold half a letter
 
-def _row(given, answer, objective, top:int) -> dict: # of a table
-    if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top, given)
+def _row(given, answer, objective, top:int, least:float) -> dict: # of a table
+    if not isinstance(answer, Unreadable):
+        said = objective.said(answer, top, given)
+        if said.get("probability", least) < least: said["class"] = None
+        return dict(input=_shown(given)) | said
     nothing = dict.fromkeys(objective.said(objective.nothing, top))
     return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
-
-def _only_sure(rows:pd.DataFrame, least:float, objective) -> pd.DataFrame:
-    "Without the classes that are less probable."
-    if "probability" not in rows:
-        raise ValueError("Only a model that gives one class and its probability can abstain, and this one answers "
-                         f"{objective.kind.replace('_', ' ')}: leave abstain out.")
-    return rows.assign(**{"class": rows["class"].astype(object).where(rows.probability >= least, None)})
 
 def _readable(kind, given): # the input, or an `Unreadable`; `kind`: of a model's inputs, where it is known
     "In an empty text there is nothing to read, as in training."
@@ -203,18 +199,18 @@ class Predictor(_OfPixels):
                 batch_size:int=64, # inputs that are prepared at a time; changes the speed and the memory only
                 windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
                 masks:str|Path|None=None, # of masks: a folder, into which they are written; nothing is overwritten
-                abstain:float|None=None, # no class is named whose probability is below this, 0 to 1
+                abstain:float=0.0, # no class is named whose probability is below this, 0 to 1
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
         inputs = [inputs] if one else many("inputs", inputs)
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
+        if number("abstain", abstain, 0, 1): self._require("temperature", "Abstaining is for models of one class")
         answers = self.answers(inputs, batch_size, windows)
         if masks is not None: self._write(masks, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
-        rows = pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
-        return rows if abstain is None else _only_sure(rows, number("abstain", abstain, 0, 1), objective)
+        return pd.DataFrame([_row(given, answer, objective, top, abstain) for given, answer in zip(inputs, answers)])
 
     def __repr__(self):
         if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
@@ -258,10 +254,7 @@ def export_onnx(folder, # a saved model
                 file=None, # where; None: `model.onnx` in the folder
                )->Path: # inputs as the model's `forward` takes them, to `scores`, `float[B, C]`
     "Write a saved model as ONNX, and see to it that onnxruntime agrees."
-    try: import onnx, onnxruntime, onnxscript
-    except ImportError as error:
-        how = f"Exporting to ONNX needs the package {error.name}: pip install 'finetune-nb[export]'."
-        raise ModuleNotFoundError(how, name=error.name) from error
+    onnxruntime = library("export", "Exporting to ONNX needs", "onnx", "onnxscript", "onnxruntime")
     own = place("folder", folder)/"model.onnx"
     model, file = load(folder).model, own if file is None else place("file", file)
     if file.exists() and file != own:

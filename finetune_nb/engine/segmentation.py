@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .arguments import told, whole
 from .class_names import class_list
 from .masks import BACKGROUND, UNKNOWN, Mask, as_mask, as_picture, colours_of, off_canvas, overlay
-from .objective import Evaluation, Objective, OutputTarget
+from .objective import Evaluation, Objective, OutputTarget, rarest
 from .pictures import image_sizes, open_image, upright_rgb
 from ..gradient import Picture
 
@@ -159,9 +159,7 @@ class SegmentationTargets(Objective, abstract=True):
 
     def strata(self, targets):
         "The rarest class that is in a mask; of those that are rarest in fewer than five masks, there is one stratum."
-        members = self.members(targets)
-        rarest = np.where(members, members.sum(0), np.inf).argmin(1)
-        return np.where(np.bincount(rarest)[rarest] < 5, members.shape[1], rarest)
+        return rarest(self.members(targets))
 
     def collate(self, targets, seeds=None):
         "`uint8[B, H, W]`."
