@@ -17,6 +17,7 @@ _names = {
     "interpret": ["explain"],
     "confidence": ["calibrate"],
     "layers": [],
+    "sharing": [],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

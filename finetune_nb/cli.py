@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'TEXT_TASKS', 'text', 'image', 'run', 'depth_image', 'depth_text', 'pretrain', 'check', 'predict',
-           'next_to_label', 'explain', 'export', 'compress', 'main']
+           'next_to_label', 'explain', 'main']
 
 # %% ../nbs/20_command_line.ipynb #913b0b73
 import json
@@ -17,6 +17,7 @@ import typer
 from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
                                          draw_comparison, examples, in_json, lines_of_input, made,
                                          recalled_task, say, speak_utf8, sweep, train)
+from .engine.model_commands import compress, export, push, serve
 from .engine.options import (Files, Keeping, Labels, Learning, Reading, Sweeping, TextTable, argument, home,
                                         most_pixels, option, place, require_ending, with_groups)
 
@@ -346,49 +347,8 @@ def explain(model:argument(Path, "A folder that `--out` has written."),
     file = checked.save(out or Path("explanation"))
     print(in_json(checked.summary() | dict(file=str(file))) if as_json else f"{checked}\n{file}")
 
-# %% ../nbs/20_command_line.ipynb #5f0c3a17
-@app.command()
-def export(model:argument(Path, "A folder that `--out` has written."),
-           onnx:option(bool, "As ONNX, the format that most other programs run.", "--onnx")=False,
-           file:place("Where. [default: `model.onnx` in the folder]")=None):
-    """Write a saved model for other programs, and see to it that they agree with it.
-
-    `finetune-nb export pets_model --onnx`; needs `pip install 'finetune-nb[export]'`.
-    """
-    from finetune_nb import saving
-    if not onnx:
-        raise ValueError("Say --onnx: it is the only format to export to. The folder's model.safetensors loads into "
-                         "torchvision or Transformers as it is; its README.md says how.")
-    print(saving.export_onnx(model, file))
-
 # %% ../nbs/20_command_line.ipynb #6f08a736
-@app.command()
-@with_groups
-def compress(model:argument(Path, "A folder that `--out` has written."),
-             source:argument(Optional[str], "What it learnt from. [default: where that was]")=None,
-             out:place("A new folder for the smaller model.")=None,
-             int8:option(bool, "Weights in int8, computed by onnxruntime.", "--int8")=False,
-             fp16:option(bool, "Weights in half precision: half of the file, as fast as before.", "--fp16")=False,
-             prune:option(Optional[float], "The share of a convolutional network's channels that goes; then it learns "
-                          "again.", min=0.01, max=0.99)=None,
-             layers:option(Optional[int], "Layers of a text network that stay; then it learns again.", min=1)=None,
-             epochs:option(Optional[int], "In which it learns again. [default: as the model suggests]", min=1)=None,
-             overwrite:option(bool, "Replace the model that is in the folder already.", "--overwrite")=False,
-             table:TextTable=TextTable(), labels:Labels=Labels(),
-             as_json:option(bool, "Print the result as one line of JSON.", "--json")=False):
-    """Make a saved model smaller, and say what is lost.
-
-    `finetune-nb compress reviews_model --int8 --out small`.
-
-    `finetune-nb compress pets_model pets/ --prune 0.5 --out small`.
-    """
-    from dataclasses import asdict
-    from finetune_nb import compression
-    if out is None: raise ValueError("Say where the smaller model goes: --out FOLDER.")
-    task = recalled_task(model, source, labels, table)
-    found = compression.compress(model, out, int8, fp16, prune, layers, task, epochs, overwrite, command=command_line())
-    say(found)
-    print(in_json(asdict(found)) if as_json else columns(found.rows()))
+for about_models in (export, compress, push, serve): app.command()(about_models) # of the engine room
 
 # %% ../nbs/20_command_line.ipynb #c0d97b78
 def main():

@@ -245,6 +245,9 @@ def load(folder # what `save`, or `--out`, has written
         asked = about.get("objective")
         if asked: model.objective = objective_of(asked)
         elif model.objective is None: model.objective = Classification(about["classes"])
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"The model in {str(folder)!r} needs the package {error.name}, which is not there: "
+                                  f"pip install {error.name}.", name=error.name) from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, OSError) as error:
         raise OSError(f"The model in {str(folder)!r} cannot be loaded: {error}") from error
     return Predictor(model.eval(), list(about["classes"]), about)

@@ -31,8 +31,8 @@ FLOORS = [
     "engine.checkpoints engine.run engine.guesses engine.explanations",
     "depth pretraining saving interpret confidence layers engine.runs engine.sweeps engine.places engine.cards "
     "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
-    "widgets engine.trials engine.drawing",
-    "cli engine.commands engine.options",
+    "widgets sharing engine.trials engine.drawing",
+    "cli engine.commands engine.model_commands engine.options",
 ]
 floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in modules.split()}
 
