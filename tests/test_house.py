@@ -19,13 +19,13 @@ FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
     "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports engine.masks "
-    "engine.mask_pictures engine.mask_files engine.mask_shapes",
+    "engine.mask_pictures engine.mask_files engine.mask_shapes engine.boxes engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
-    "engine.segmentation engine.mask_baselines engine.segmentation_families engine.scenes "
+    "engine.segmentation engine.detection engine.mask_baselines engine.segmentation_families engine.scenes "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
     "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.segmenters "
-    "engine.dense_segmenters engine.twins engine.fast "
+    "engine.dense_segmenters engine.detectors engine.twins engine.fast "
     "engine.states engine.threads engine.batches engine.prefix engine.cutting",
     "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
     "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
@@ -37,10 +37,10 @@ floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|conll|citations|software|pictures|tables|inputs|readers"
+    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|box\w+|detect\w+|conll|citations|software|pictures|tables|inputs|readers"
     r"|\w+_families)|vision|text")
 kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger",
-         "segmentation", "segmenter"}
+         "segmentation", "segmenter", "detection", "detector"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
     r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
