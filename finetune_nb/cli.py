@@ -58,7 +58,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a
 @app.command()
 @with_groups
 def image(folder:argument(Optional[Path], "Your images: a folder for each class, or `train`, `val` and `test` above "
-                          "these; a table that names them; images and masks; a saved dataset of Hugging Face. "
+                          "these; a table that names them; masks or boxes of them; a dataset of Hugging Face. "
                           "[default: real handwritten digits]")=None,
           backbone:option(Optional[str], "`resnet18-fractal` and `efficientnet-lite0` (embedded), `resnet50`, "
                           "`vit_b_16` or any other of torchvision, `timm/NAME` for any of timm, or a file of weights. "
@@ -69,7 +69,7 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
           flip:option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for "
                       "anything written.", "--flip")=False,
           labels:Labels=Labels(), learning:Learning=Learning(), keeping:Keeping=Keeping()):
-    """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting. Masks are learnt pixel by pixel.
+    """Fine-tune a ResNet on images: your own folder, or `digits`, real handwriting. Masks and boxes are learnt as such.
 
     The head alone, then the upper half: `finetune-nb image --freeze-depth 5`, then `--freeze-depth 2`.
 
@@ -272,21 +272,21 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,
             as_conll:option(bool, "Of a model of tags: a word and its tag a line.", "--conll")=False,
             masks:place("Of a model of masks: write them into this folder, as numbers and over their images.")=None,
+            boxes:place("Of a model of boxes: a file, .json for COCO or .csv; or a folder, for VOC and pictures.")=None,
             windows:option(Optional[int], "Of a model of masks: read large images in squares of so many pixels. "
                            "[default: all of it at once]", min=32)=None):
     """What are images or texts? CSV on standard output.
 
     What cannot be read has no answer but an `error`, and then the exit code is 1.
 
-    `finetune-nb predict pets_model cat.jpg holiday/ --top 3`, or
-    `echo "well made" | finetune-nb predict reviews_model --json`.
+    `finetune-nb predict pets_model cat.jpg holiday/ --top 3`, `echo "well made" | finetune-nb predict reviews_model`.
     """
     from finetune_nb import saving
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
     if as_conll: return _print_conll(saved, inputs, batch_size)
-    answers = saved.predict(inputs, top, batch_size, windows, masks)
+    answers = saved.predict(inputs, top, batch_size, windows, masks, boxes)
     rows = answers.to_dict("records")
     print("".join(f"{in_json(row)}\n" for row in rows) if as_json else _as_csv(answers), end="")
     _require_all(answers.input, answers.get("error", []))

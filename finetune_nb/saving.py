@@ -162,13 +162,14 @@ class _OfPixels(_Answering):
         try: return self.model.in_windows(given, windows, lambda parts: self.answers(parts, batch_size))
         except (OSError, ValueError) as error: return Unreadable(_shown(given), str(error))
 
-    def _write(self, folder, inputs, answers):
-        "Masks as files."
-        self._require("write", "Masks are for models of masks")
-        good = [(given, self.model.objective.mask_of(answer, given)) for given, answer in zip(inputs, answers)
-                if not isinstance(answer, Unreadable)]
-        folder = place("masks", folder)
-        with writing("the masks", folder): self.model.objective.write(folder, good)
+    def _write(self, what:str, where, inputs, answers): # "masks" or "boxes"
+        "Masks or boxes as files."
+        whole_answer = {"masks": "mask_of", "boxes": "boxes_of"}[what]
+        self._require(whole_answer, f"{what.capitalize()} are for models of {what}")
+        good = [(given, getattr(self.model.objective, whole_answer)(answer, given))
+                for given, answer in zip(inputs, answers) if not isinstance(answer, Unreadable)]
+        where = place(what, where)
+        with writing(f"the {what}", where): self.model.objective.write(where, good)
 
     def masks(self, inputs, # images
               batch_size:int=64, # inputs that are prepared at a time
@@ -180,9 +181,21 @@ class _OfPixels(_Answering):
         return [answer if isinstance(answer, Unreadable) else self.model.objective.mask_of(answer, given)
                 for given, answer in zip(inputs, self.answers(inputs, batch_size, windows))]
 
+# %% ../nbs/10_your_own_data.ipynb #05867454
+class _OfBoxes(_OfPixels):
+    "Answers that say what is where."
+    def boxes(self, inputs, # images
+              batch_size:int=64, # inputs that are prepared at a time
+             )->list: # `Boxes` each, in pixels of the image; an `Unreadable` for what cannot be read
+        "What is where."
+        self._require("boxes_of", "Boxes are for models of boxes")
+        inputs = many("inputs", inputs)
+        return [answer if isinstance(answer, Unreadable) else self.model.objective.boxes_of(answer, given)
+                for given, answer in zip(inputs, self.answers(inputs, batch_size))]
+
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
-class Predictor(_OfPixels):
+class Predictor(_OfBoxes):
     "A saved model, ready to use."
     model: Model # in evaluation mode
     classes: list[str] # none where something else is asked
@@ -194,6 +207,7 @@ class Predictor(_OfPixels):
                 batch_size:int=64, # inputs that are prepared at a time; changes the speed and the memory only
                 windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
                 masks:str|Path|None=None, # of masks: a folder, into which they are written; nothing is overwritten
+                boxes:str|Path|None=None, # of boxes: a file .json (COCO) or .csv, or a folder (VOC, and pictures)
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
@@ -201,7 +215,8 @@ class Predictor(_OfPixels):
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
         answers = self.answers(inputs, batch_size, windows)
-        if masks is not None: self._write(masks, inputs, answers)
+        for what, where in (("masks", masks), ("boxes", boxes)):
+            if where is not None: self._write(what, where, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
         return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
 
@@ -270,7 +285,7 @@ def export_onnx(folder, # a saved model
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         found = session.run(names, {name: t.numpy() for name, t in other.items()})
         with torch.no_grad(): expected = tensors_in(model(**other))
-        gap = max((torch.tensor(ours) - theirs).abs().max().item() for ours, theirs in zip(found, expected))
+        gap = model.gap(found, expected)
         if not gap <= 1e-4: # NaN is no agreement
             raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: "
                              "nothing was written.")

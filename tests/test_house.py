@@ -19,7 +19,8 @@ FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
     "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports engine.masks "
-    "engine.mask_pictures engine.mask_files engine.mask_shapes engine.boxes engine.box_files engine.box_formats",
+    "engine.mask_pictures engine.mask_files engine.mask_shapes "
+    "engine.boxes engine.box_writers engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.segmentation engine.detection engine.mask_baselines engine.segmentation_families engine.scenes "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
@@ -37,8 +38,8 @@ floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|box\w+|detect\w+|conll|citations|software|pictures|tables|inputs|readers"
-    r"|\w+_families)|vision|text")
+    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|box\w+|detect\w+|conll|citations|software|pictures"
+    r"|tables|inputs|readers|\w+_families)|vision|text")
 kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger",
          "segmentation", "segmenter", "detection", "detector"}
 families = re.compile(
@@ -349,6 +350,8 @@ def test_a_kind_has_a_room_of_its_own():
                      "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
                      "engine.conll", "engine.citations", "engine.software", "engine.masks", "engine.mask_pictures",
                      "engine.mask_files", "engine.mask_shapes", "engine.mask_baselines",
+                     "engine.boxes", "engine.box_writers", "engine.box_files", "engine.box_formats",
+                     "engine.detection", "engine.detectors",
                      "engine.segmentation", "engine.segmenters", "engine.segmentation_families",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANCHORS', 'level_of', 'anchors_for', 'grid', 'moves_to', 'moved', 'matched', 'sampled', 'distinct', 'Regions',
-           'apart', 'TwoLooks', 'detection_in', 'DetectorInputs', 'Detector', 'detector']
+           'apart', 'TwoLooks', 'LearningLooks', 'detection_in', 'DetectorInputs', 'Detector', 'detector']
 
 # %% ../../nbs/engine/28e_detectors.ipynb #dd9026ba
 import math
@@ -47,7 +47,7 @@ def anchors_for(sizes:np.ndarray, # float[K, 2], widths and heights of boxes in 
     levels, found = level_of(sizes, strides), {}
     for i, stride in enumerate(strides):
         own = np.log(sizes[levels == i])
-        if len(sizes) and not len(own): continue
+        if len(own) < .02 * len(sizes): continue # for the few, the anchors of the next map will do
         usual = np.log(_REACH * stride * np.array([[1, 1], [.7, 1.4], [1.4, .7]]))
         weights = [1.0] * len(own) + [.01] * len(usual) # the usual ones stand in where there are too few others
         means = KMeans(ANCHORS, n_init=4, random_state=0).fit(np.concatenate([own, usual]), sample_weight=weights)
@@ -191,6 +191,9 @@ class TwoLooks(nn.Module):
         keep = distinct(boxes[row], scores, images * self.classes + label, canvas, .5)
         return dict(boxes=boxes[row][keep], scores=scores[keep], labels=label[keep], images=images[keep])
 
+# %% ../../nbs/engine/28e_detectors.ipynb #1073fd0d
+class LearningLooks(TwoLooks):
+    "And what they cost."
     def losses(self, maps, first, regions, targets): # float[B, 4]
         "Of each image by itself."
         looks, rows = [], []
@@ -262,6 +265,19 @@ class DetectorInputs(Parts):
         seen = (left.areas > target.areas / 4) & (sides.min(1, initial=math.inf) >= 1)
         return image.as_subclass(torch.Tensor), left.subset(seen)
 
+    def gap(self, found, expected):
+        "The largest difference of a score, or of a place as a share of the picture."
+        def rows(boxes, scores, labels, images, canvas):
+            boxes, scores, labels, images, canvas = map(torch.as_tensor, (boxes, scores, labels, images, canvas))
+            groups = 9 * torch.stack([labels, images], 1)
+            return torch.cat([boxes / canvas.flip(0).repeat(2), scores[:, None], groups], 1)
+        def far(ours, theirs): # with the nearest of the others; the least sure ones may be there or not
+            sure = ours[ours[:, 4] > .02]
+            if not len(sure) or not len(theirs): return math.inf if len(sure) else 0.0
+            return float((sure[:, None] - theirs).abs().amax(2).amin(1).max())
+        ours, theirs = rows(*found), rows(*expected)
+        return max(far(ours, theirs), far(theirs, ours))
+
     def usage(self, about):
         "How a saved detector is used."
         return ('```python\nimport finetune_nb\n\nmodel = finetune_nb.load("DIR")\n'
@@ -290,13 +306,14 @@ class Detector(DetectorInputs):
         rates = self.head_learning_rate, self.head_only_learning_rate
         adopt(self, backbone)
         self.head_learning_rate, self.head_only_learning_rate = rates
-        drawn = [own.onto(self.preprocessing.canvas) for own in wanted.train.targets] if hasattr(wanted, "train") else []
+        targets = wanted.train.targets if hasattr(wanted, "train") else []
+        drawn = [own.onto(self.preprocessing.canvas) for own in targets]
         self.sizes = np.concatenate([np.empty((0, 2)), *(own.corners[:, 2:] - own.corners[:, :2] for own in drawn)])
         self.proposals = proposals or max(300, *(3 * len(own) for own in drawn), 0)
         maps = self._take(backbone, self.preprocessing.image_size)
         channels, last = [own.channels for own in maps], [own.channels_last for own in maps]
         classes = len(self.objective.classes)
-        self.head = TwoLooks(channels, last, self.strides, width, classes, self.anchors, self.proposals)
+        self.head = LearningLooks(channels, last, self.strides, width, classes, self.anchors, self.proposals)
         self.head.to(memory_format=torch.channels_last)
 
     def _maps(self, backbone, image_size):
@@ -316,7 +333,7 @@ class Detector(DetectorInputs):
         maps = watch(self.backbone, self.places, run, to_the_end=torch.compiler.is_compiling())
         canvas = images.shape[-2:]
         outputs = self.head(maps if self.widen is None else self.widen(*maps), canvas, self._each(targets, maps[0]))
-        return outputs if torch.compiler.is_compiling() else outputs | dict(canvas=torch.tensor(canvas))
+        return outputs | dict(canvas=torch.tensor(canvas))
 
     def _each(self, targets, like): # of each image
         if targets is None: return None
@@ -324,6 +341,7 @@ class Detector(DetectorInputs):
         return [dict(boxes=boxes.to(like), labels=labels, ignored=ignored, seed=seed) for boxes, labels, ignored, seed
                 in zip(targets["boxes"], targets["labels"], targets["ignored"], seeds)]
 
+# %% ../../nbs/engine/28e_detectors.ipynb #7df84fd0
 @typed
 def detector(name:str, # "efficientnet-lite0", "resnet50", "timm/resnet50.a1_in1k", or a file
              wanted, # a task of boxes, or an objective `Detection`

@@ -104,7 +104,7 @@ class Labels:
     label_column:option(Optional[list[str]], "Of your table; give it again for each further column. "
                         "[default: if it is clear]", metavar="<str>") = None # where the labels are
     objective:option(Optional[str], "What is to be learnt: `classification`, `multi_label`, `regression`, `several`, "
-                     "`tagging` or `segmentation`. [default: as the labels look]") = None # what labels are for
+                     "`tagging`, `segmentation`, `detection`. [default: as they look]") = None # what labels are for
     most_bad:option(float, "The share of your examples that may be damaged, and are skipped; with more it stops.",
                     min=0, max=1) = 0.05 # share of damaged examples
 

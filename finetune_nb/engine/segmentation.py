@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['confusion_of', 'iou_of', 'dice_of', 'mean_of', 'in_html', 'Shown', 'as_image', 'SegmentationEvaluation',
-           'SegmentationTargets', 'Areas', 'SegmentationOutputs', 'size_of', 'Segmentation']
+           'SegmentationTargets', 'Areas', 'SegmentationOutputs', 'new_files', 'size_of', 'Segmentation']
 
 # %% ../../nbs/engine/03c_segmentation.ipynb #6aa03e67
 import base64
@@ -210,21 +210,29 @@ class SegmentationOutputs(SegmentationTargets, abstract=True):
     def write(self, folder:Path, read:Sequence[tuple[object, Mask]] # images and their masks
              )->list[Path]:
         "A file of numbers with a palette for each, and one of colours over the image."
-        folder.mkdir(parents=True, exist_ok=True)
-        files, taken = [], Counter()
-        for i, (given, mask) in enumerate(read):
-            name = Path(str(given)).stem if isinstance(given, str | Path) else f"image{i}"
-            taken[name] += 1
-            stem = name if taken[name] == 1 else f"{name}-{taken[name]}"
-            files += [folder/f"{stem}.png", folder/f"{stem}_overlay.jpg"]
-        there = [file for file in files if file.exists()]
-        if there:
-            raise FileExistsError(f"{str(there[0])!r} is there already, and nothing is overwritten: name a new folder.")
-        for (given, mask), numbers, shown in zip(read, files[::2], files[1::2]):
+        files = new_files(folder, [given for given, _ in read], ".png", "_overlay.jpg")
+        for (given, mask), (numbers, shown) in zip(read, files):
             values = np.asarray(mask)
             as_picture(values, self.classes).save(numbers)
             overlay(as_image(given), values, self.classes).save(shown, quality=90)
-        return files
+        return [file for own in files for file in own]
+
+# %% ../../nbs/engine/03c_segmentation.ipynb #45677959
+def new_files(folder:Path, # is made, if it is not there
+              images:Sequence, # as they were given
+              *endings:str # of the files of each
+             )->list[list[Path]]: # of each image
+    "Files that are called as their images are; one that is there already is refused."
+    folder.mkdir(parents=True, exist_ok=True)
+    found, taken = [], Counter()
+    for i, given in enumerate(images):
+        name = Path(str(given)).stem if isinstance(given, str | Path) else f"image{i}"
+        taken[name] += 1
+        stem = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        found.append([folder/f"{stem}{ending}" for ending in endings])
+    if there := [file for own in found for file in own if file.exists()]:
+        raise FileExistsError(f"{str(there[0])!r} is there already, and nothing is overwritten: name a new folder.")
+    return found
 
 def size_of(given # a file, an image of Pillow, or `uint8[C, H, W]`
            )->tuple[int, int]: # height and width

@@ -122,6 +122,7 @@ class Decoder(nn.Module):
     def forward(self, maps, size):
         return F.interpolate(self.scores(self.pyramid(maps)[0]), size, mode="bilinear")
 
+# %% ../../nbs/engine/28c_segmenters.ipynb #d01235dc
 def top_tokens(network:nn.Module, # reads images
                modules:Sequence[nn.Module], # of it, from input to output
                image_size:int, # pixels, the side of the image
@@ -205,7 +206,8 @@ class SegmenterFiles(ImageFiles):
         p, head, names = self.preprocessing, self.head, ", ".join(self.objective.classes)
         sources = (inspect.getsource(own).strip() for own in (layer, Pyramid, Decoder))
         return _ALONE.format(imports=imports, network=network, **dict(zip(("layer", "pyramid", "decoder"), sources)),
-                             channels=[side[0].in_channels for side in head.pyramid.sides], last=head.pyramid.last, width=self.width,
+                             channels=[side[0].in_channels for side in head.pyramid.sides],
+                             last=head.pyramid.last, width=self.width,
                              classes=len(self.objective.classes), paths=[path for path, _ in self.places], names=names,
                              canvas=p.canvas, interpolation=p.interpolation.upper(), mean=p.mean, std=p.std)
 
