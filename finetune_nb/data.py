@@ -31,7 +31,7 @@ from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
 from .engine.splits import are_cut, by_group, complete, draw_few, fill, joined_groups
-from .engine import mask_baselines, tag_baselines # their answers are registered there
+from .engine import detection, mask_baselines, tag_baselines # they are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
 from .engine.pictures import open_image

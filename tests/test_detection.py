@@ -147,7 +147,7 @@ def test_boxes_follow_images():
         gone += len(own) < 2
         for label, (left, top, right, bottom) in zip(own.labels, own.corners.round().astype(int)):
             if label == 1:
-                spot = (seen[0] > 127).nonzero()
+                spot = (seen[0] > 200).nonzero()
                 assert np.abs([*spot.amin(0), *(spot.amax(0) + 1)] - np.array([top, left, bottom, right])).max() <= 2
     assert gone and own.ignored.tolist() == (own.labels == 0).tolist()
     empty = Boxes([], [], (40, 60))
@@ -157,7 +157,7 @@ def test_boxes_follow_images():
 def test_boxes_come_back_in_pixels_of_the_image():
     model = detector()
     outputs = dict(boxes=torch.tensor([[8., 12, 32, 24]]), scores=torch.tensor([.9]), labels=torch.tensor([1]),
-                   images=torch.tensor([0]), canvas=torch.tensor([48, 64]))
+                   image=torch.tensor([0]), canvas=torch.tensor([48, 64]))
     class Batch: positions = [0]
     (answer,) = model.objective.answers(outputs, Batch)
     given = Image.new("RGB", (128, 96))
@@ -293,9 +293,9 @@ def test_other_programs_may_differ_by_the_least_sure_boxes():
     model, canvas = detector(), torch.tensor([48, 64])
     boxes, none = torch.tensor([[8., 8, 32, 24], [0, 0, 9, 9]]), torch.zeros(2, dtype=torch.int64)
     def given(scores, boxes=boxes): return [boxes, torch.tensor(scores), none, none, canvas]
-    same, fewer = given([.9, .011]), [own[:1] if len(own) == 2 and i < 4 else own for i, own in enumerate(given([.9, .0]))]
+    same, fewer = given([.9, .011]), [own[:1] for own in given([.9, .011])[:4]] + [canvas]
     assert model.gap(same, fewer) < 1e-6 and model.gap(fewer, same) < 1e-6
-    assert model.gap(same, given([.8, .011])) == pytest.approx(.1) and model.gap(same, given([.9, .5])) > .4
+    assert model.gap(same, given([.8, .011])) == pytest.approx(.1) and model.gap(same, given([.9, .5])) > .3
     assert model.gap(same, given([.9, .011], boxes + 6.4)) > .09
 
 
@@ -418,8 +418,8 @@ faults = { # what is done to the first of forty, what is found, what then, and w
     "no image": (lambda top: (top/"images"/"00.jpg").unlink(), "annotation without image", "skips", "'00.jpg'"),
     "no annotation": (lambda top: (top/"annotations"/"00.xml").unlink(), "image without annotation", "notes", "00.jpg"),
     "two": (again, "two annotations of one image", "skips", "annotations/00.xml"),
-    "twice": (lambda top: xml(top, (4, 9, 9, 20), more="<bndbox/></object><object><name>red</name><bndbox><xmin>4</xmin>"
-              "<ymin>9</ymin><xmax>9</xmax><ymax>20</ymax></bndbox></object><object><name>red</name>"),
+    "twice": (lambda top: xml(top, (4, 9, 9, 20), more="<bndbox><xmin>4</xmin><ymin>9</ymin><xmax>9</xmax>"
+              "<ymax>20</ymax></bndbox></object><object><name>red</name>"),
               "box that is there twice", "notes", "kept once"),
     "another size": (lambda top: xml(top, (8, 18, 18, 40), size=(128, 96)), "image of another size", "notes", "128 x 96"),
     "another shape": (lambda top: xml(top, (8, 8, 18, 20), size=(64, 64)), "image of another size", "skips", "proportions"),

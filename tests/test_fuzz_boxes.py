@@ -125,7 +125,7 @@ def test_damaged_folders_are_read_or_told_of(rng, top):
             file.write_text(json.dumps(spoilt(rng, json.loads(file.read_text(encoding="utf-8-sig")))))
         elif spoil == "bytes": file.write_bytes(damaged(file.read_bytes(), rng))
         elif spoil == "gone": file.unlink()
-        else: shutil.copy(rng.choice(files), file) if files[0].exists() and files[0] != file else file.write_bytes(b"")
+        else: file.write_bytes(other.read_bytes() if (other := rng.choice(files)).exists() else b"")
     how = dict(most_bad=1, progress=False, objective=rng.choice([None, "detection"]))
     report = ours(lambda: preflight.check(folder, **how))
     sound(report)

@@ -213,7 +213,7 @@ class Meant:
         twice = [i for i, row in enumerate(rows) if row in rows[:i]]
         if twice: self.remarks["box that is there twice"].append((own.place, f"{own.names[twice[0]]!r}: kept once"))
         boxes = Boxes(cut, [classes[name] for name in own.names], size, own.ignored or None, classes=list(classes),
-                      ids=[self.ids[name] for name in classes] if self.ids else ())
+                      ids=[self.ids[name] for name in classes] if classes.keys() <= self.ids.keys() else ())
         boxes = boxes.subset(np.setdiff1d(np.arange(len(cut)), twice))
         return self._sized(boxes, own, upright, stored, turn)
 
@@ -240,8 +240,10 @@ class Drawn(Meant):
         whole = [own for own in annotations if self._has_image(own, images)]
         if why := self._mixed_up(whole): self.notes.stop("boxes that are meant otherwise", whole[0].place, why)
         for own in whole: own.names = [class_name(name) for name in own.names]
-        names = in_order([name for own in whole for name in own.names if not class_fault(name)], self.order)
-        classes, examples = {name: i for i, name in enumerate([*dict.fromkeys([*self.order, *names])])}, []
+        self.ids = {class_name(name): number for name, number in self.ids.items()}
+        given = [name for name in map(class_name, self.order) if not class_fault(name)]
+        names = in_order([name for own in whole for name in own.names if not class_fault(name)], given)
+        classes, examples = {name: i for i, name in enumerate(dict.fromkeys([*given, *names]))}, []
         for own in whole:
             fault = next((fault for name in own.names if (fault := class_fault(name))), None)
             boxes = fault or self._boxes(own, classes)

@@ -78,7 +78,7 @@ class CocoBoxes(BoxReader):
 
     def _annotations(self, value:dict, place:str, part:str, drawn:Drawn) -> list[Annotation]:
         names = {own["id"]: str(own["name"]) for own in value["categories"]}
-        drawn.ids |= {" ".join(name.split()): number for number, name in names.items() if isinstance(number, int)}
+        drawn.ids |= {name: number for number, name in names.items() if isinstance(number, int)}
         drawn.order = [*dict.fromkeys([*drawn.order, *(names[number] for number in sorted(names))])]
         found = {own["id"]: Annotation(str(own["file_name"]), f"{place}, {own['file_name']}", part=part,
                                        size=self._size(own)) for own in value["images"]}

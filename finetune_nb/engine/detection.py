@@ -219,7 +219,7 @@ class DetectionOutputs(DetectionTargets, abstract=True):
 
     def answers(self, outputs, batch):
         "Boxes in pixels of what the network saw, the surest first."
-        canvas, images = tuple(outputs["canvas"].tolist()), outputs["images"].cpu().numpy()
+        canvas, images = tuple(outputs["canvas"].tolist()), outputs["image"].cpu().numpy()
         corners, labels, scores = (outputs[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
         order = np.argsort(-scores, kind="stable")
         each = (order[images[order] == i][:self.most] for i in range(len(batch.positions)))
