@@ -99,7 +99,8 @@ def test_all_of_500_boxes_count():
     found = Boxes(corners, [0] * 500, (200, 250), scores=np.linspace(1, .6, 500))
     judged = Detection(["cell"]).judge([found], [true], np.zeros(1))
     assert judged.map == 1 and judged.recall == .2 and judged.each.tolist() == [1]
-    task = Task("full", "image", Detection(["cell"]), *[Examples([torch.zeros(3, 200, 250, dtype=torch.uint8)], [true])] * 3)
+    every = Examples([torch.zeros(3, 200, 250, dtype=torch.uint8)], [true])
+    task = Task("full", "image", Detection(["cell"]), every, every, every)
     model = vision.detector("ladder-tiny", task, 256, width=8)
     assert model.proposals == 1500 and task.objective.fitted(task.train.targets).most == 1000
     fit(model, task, **how | dict(epochs=1))
@@ -408,11 +409,13 @@ def again(top): # the annotation of another image, and of this one
 
 
 faults = { # what is done to the first of forty, what is found, what then, and what the message names
-    "zero": (lambda top: xml(top, (9, 9, 9, 20)), "box that cannot be used", "skips", "object 1, 'red': its size is zero"),
+    "zero": (lambda top: xml(top, (9, 9, 9, 20)), "box that cannot be used", "skips",
+             "object 1, 'red': its size is zero"),
     "inverted": (lambda top: xml(top, (30, 9, 9, 20)), "box that cannot be used", "skips", "inverted or negative"),
     "nothing": (lambda top: xml(top, (0, 0, 0, 0)), "box that cannot be used", "skips", "leave the box out"),
     "no number": (lambda top: xml(top, ("a", 0, 9, 9)), "box that cannot be used", "skips", "a, 0, 9, 9 are not four"),
-    "outside": (lambda top: xml(top, (70, 9, 90, 20)), "box that cannot be used", "skips", "outside the picture of 64 x 48"),
+    "outside": (lambda top: xml(top, (70, 9, 90, 20)), "box that cannot be used", "skips",
+                "outside the picture of 64 x 48"),
     "over the edge": (lambda top: xml(top, (40, 9, 90, 20)), "box over the edge", "notes", "by up to 26 pixels"),
     "no class": (lambda top: xml(top, (4, 9, 9, 20), ""), "missing label", "skips", "nobody says which class"),
     "no image": (lambda top: (top/"images"/"00.jpg").unlink(), "annotation without image", "skips", "'00.jpg'"),
@@ -421,11 +424,14 @@ faults = { # what is done to the first of forty, what is found, what then, and w
     "twice": (lambda top: xml(top, (4, 9, 9, 20), more="<bndbox><xmin>4</xmin><ymin>9</ymin><xmax>9</xmax>"
               "<ymax>20</ymax></bndbox></object><object><name>red</name>"),
               "box that is there twice", "notes", "kept once"),
-    "another size": (lambda top: xml(top, (8, 18, 18, 40), size=(128, 96)), "image of another size", "notes", "128 x 96"),
-    "another shape": (lambda top: xml(top, (8, 8, 18, 20), size=(64, 64)), "image of another size", "skips", "proportions"),
-    "damaged": (lambda top: put(top/"annotations"/"00.xml", "<annot"), "annotation that cannot be read", "skips", "00.xml"),
-    "difficult": (lambda top: xml(top, (4, 9, 9, 20), more="<difficult>1</difficult>"), "box that nobody is asked about",
-                  "notes", "1 are crowds"),
+    "another size": (lambda top: xml(top, (8, 18, 18, 40), size=(128, 96)), "image of another size", "notes",
+                     "128 x 96"),
+    "another shape": (lambda top: xml(top, (8, 8, 18, 20), size=(64, 64)), "image of another size", "skips",
+                      "proportions"),
+    "damaged": (lambda top: put(top/"annotations"/"00.xml", "<annot"), "annotation that cannot be read",
+                "skips", "00.xml"),
+    "difficult": (lambda top: xml(top, (4, 9, 9, 20), more="<difficult>1</difficult>"),
+                  "box that nobody is asked about", "notes", "1 are crowds"),
     "other case": (lambda top: (top/"images"/"00.jpg").rename(top/"images"/"00.JPG"), None, "", ""),
     "other folder": (lambda top: xml(top, (4, 9, 9, 20), image="C:\\\\pictures\\\\00.jpg"), None, "", ""),
 }
@@ -448,7 +454,7 @@ def test_what_is_wrong_is_named(tmp_path, fault):
     (lambda top, i: table(top, i, change=sized), "read as left, top, width, height all of them do"),
     (lambda top, i: table(top, i, "image,label,x,y,w,h"), "read as left, top, right, bottom all of them do"),
     (lambda top, i: table(top, i, change=lambda own: [x / 64 for x in own]), "shares of the image, expected pixels"),
-    (lambda top, i: coco(top, i, change=lambda own: [own[0], own[1], own[0] + own[2], own[1] + own[3]]), "all of them do")])
+    (lambda top, i: coco(top, i, change=lambda own: [*own[:2], own[0] + own[2], own[1] + own[3]]), "all of them do")])
 def test_numbers_that_are_meant_otherwise(tmp_path, write, says):
     for i in range(40): write(tmp_path, i)
     report = preflight.check(tmp_path, progress=False)
@@ -523,7 +529,8 @@ def test_from_a_folder_to_boxes(monkeypatch, capsys, tmp_path):
     code, out, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found.csv")
     assert code == 0 and (tmp_path/"found.csv").read_text().startswith("filename,width,height,class,xmin")
     code, out, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found")
-    assert sorted(file.name for file in (tmp_path/"found").iterdir()) == ["00.xml", "00_boxes.jpg", "01.xml", "01_boxes.jpg"]
+    names = sorted(file.name for file in (tmp_path/"found").iterdir())
+    assert names == ["00.xml", "00_boxes.jpg", "01.xml", "01_boxes.jpg"]
     assert ElementTree.parse(tmp_path/"found"/"00.xml").findtext("filename") == "00.jpg"
     code, _, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found.csv")
     assert code == 1 and "nothing is overwritten" in err and "Traceback" not in err

@@ -98,7 +98,8 @@ def test_whole_folders_are_read(rng, top):
     assert sorted(report.classes) == EVERYTHING and len(report.inputs) == len(told)
     for file, target in zip(report.inputs, report.targets):
         size, boxes = told[file.stem]
-        found = sorted((target.classes[n], tuple(corners)) for n, corners in zip(target.labels, target.corners.round(6).tolist()))
+        corners = map(tuple, target.corners.round(6).tolist())
+        found = sorted((target.classes[n], own) for n, own in zip(target.labels, corners))
         assert target.size == size and found == sorted(boxes)
     if report.ok: assert sum(len(getattr(data.task_of(report), part)) for part in data.PARTS) == len(told)
     shutil.rmtree(folder)
@@ -109,7 +110,8 @@ def spoilt(rng, value):
     odd = rng.choice([None, -1, 1e9, "x", [], {}, True, float("inf")])
     if isinstance(value, dict) and value:
         key = rng.choice(list(value))
-        return {**value, key: spoilt(rng, value[key])} if rng.random() < .9 else {k: v for k, v in value.items() if k != key}
+        if rng.random() < .1: return {other: own for other, own in value.items() if other != key}
+        return {**value, key: spoilt(rng, value[key])}
     if isinstance(value, list) and value:
         i = rng.randrange(len(value))
         return [*value[:i], spoilt(rng, value[i]), *value[i + 1:]]

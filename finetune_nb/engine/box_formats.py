@@ -28,7 +28,8 @@ def part_of(path:Path) -> str: # empty: none
 
 def _files(path:Path, ending:str) -> list[Path]:
     "In a folder, and in those below."
-    return [file for file in sorted(path.rglob(f"*{ending}")) if not any(map(hidden, [file, *file.parents]))]
+    def inside(file): return [file, *file.parents[:len(file.relative_to(path).parts) - 1]]
+    return [file for file in sorted(path.rglob(f"*{ending}")) if not any(map(hidden, inside(file)))]
 
 class BoxReader(Reader):
     "Reads one form of boxes."
@@ -123,7 +124,7 @@ class Voc(BoxReader):
         for file in _files(top, ".xml"):
             place, root = file.relative_to(top), xml_in(file)
             if root is None: notes.skip("annotation that cannot be read", place, "it is no XML of VOC")
-            elif not listed: annotations.append(self._annotation(root, place, part_of(place)))
+            elif not listed: annotations.append(self._annotation(root, place, part_of(place.parent)))
             elif file.stem in listed: annotations.append(self._annotation(root, place, listed[file.stem]))
         found = Drawn(top, notes).found(in_parts(annotations, notes), images)
         if not listed: self.note_unused(images, notes, "an image without boxes has an XML file without objects")
@@ -179,7 +180,7 @@ class YoloLines(BoxReader):
     def _annotation(self, file:Path, top:Path, names:list[str], images:ImageFinder, several:bool) -> Annotation:
         place = file.relative_to(top)
         said = "/".join(place.with_suffix("").parts).replace("labels", "images")
-        found = Annotation(said if several else file.stem, str(place), part=part_of(place))
+        found = Annotation(said if several else file.stem, str(place), part=part_of(place.parent))
         image = images.find(f"{said}.", file.stem)
         found.image = image if isinstance(image, Path) else None
         try: lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -207,7 +208,9 @@ class YoloLines(BoxReader):
 # %% ../../nbs/engine/13h_box_formats.ipynb #d578d659
 class Yolo(YoloLines):
     "All of them, with the names of the classes."
-    def owns(self, path): return path.is_dir() and self._named(path) is not None and bool(self._labels(path))
+    def owns(self, path):
+        if not path.is_dir() or self._named(path) is None or not self._labels(path): return False
+        return bool(ImageFinder(path).called)
 
     def read(self, request, kind, notes):
         top = request.path
@@ -224,7 +227,7 @@ class Yolo(YoloLines):
         bare = [file for file in images.unused if file not in claimed]
         for file in bare:
             place = file.relative_to(top)
-            annotations.append(Annotation(file.name, str(place), part=part_of(place), image=file))
+            annotations.append(Annotation(file.name, str(place), part=part_of(place.parent), image=file))
         if bare:
             notes.note("image without annotation", bare[0].relative_to(top), f"{len(bare):,} have no file of boxes, "
                        "which says that there is nothing in them")
