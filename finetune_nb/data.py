@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Examples', 'Task', 'split', 'near_duplicates', 'topics', 'citations', 'software', 'digits', 'photographs',
-           'task_of', 'image_folder', 'text_table', 'from_datasets']
+           'scenes', 'task_of', 'image_folder', 'text_table', 'from_datasets']
 
 # %% ../nbs/01b_data.ipynb #61c0442a
 import importlib.metadata
@@ -29,12 +29,13 @@ from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_
 from .engine.labels import Classification
 from .engine.objective import Objective, kinds, size, take
 from .engine.photographs import draw_tiles
+from .engine.pictures import open_image
+from .engine.scenes import draw_scenes
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
-from .engine.splits import are_cut, by_group, complete, draw_few, fill, joined_groups
+from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups
 from .engine import detection, mask_baselines, tag_baselines # they are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
-from .engine.pictures import open_image
 from .preflight import Report, check
 
 # %% ../nbs/01b_data.ipynb #8319dd31
@@ -307,6 +308,17 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
     made |= dict(seed=seed, labels_per_class=labels_per_class)
     return Task("photographs", "image", classes, *(Examples(*part) for part in parts), made=made)
 
+# %% ../nbs/01b_data.ipynb #5ce2e5a1
+@typed
+def scenes(num_train:int=20, # training scenes, at least 1
+           seed:int=0, # same seed, same scenes
+           num_validation:int=30, # validation scenes
+           num_test:int=60, # test scenes
+          )->Task: # an image task; images `uint8[N, 1, 128, 128]`; its targets are masks
+    "Which ground is each pixel? Brick, grass and gravel in regions, cut out of photographs that scikit-image ships."
+    objective, parts, made = draw_scenes([num_train, num_validation, num_test], whole("seed", seed, 0))
+    return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
+
 # %% ../nbs/01b_data.ipynb #6f5e88d2
 def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
     "What a pre-flight found to be asked; one that does not say found classes."
@@ -314,17 +326,6 @@ def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
     targets = getattr(report, "targets", report.labels)
     objective, targets = kind.of_targets(targets, report.classes, getattr(report, "objectives", None))
     return objective, objective.check(targets)
-
-def _few(objective:Objective, targets, labels_per_class:int, seed:int, what:str) -> np.ndarray:
-    "Positions of so many training examples of each class; where there are none, of each stratum of the targets."
-    if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
-    members, names = objective.members(targets), objective.classes
-    counts = members.sum(0)[:len(names) or None]
-    if (least := counts.min()) < labels_per_class:
-        rarest = f"Class {names[counts.argmin()]!r}" if names else f"Stratum {counts.argmin()} of the targets"
-        raise ValueError(f"{rarest} has {least} training {what}s, too few for labels_per_class={labels_per_class}: "
-                         "ask for fewer.")
-    return draw_few(members, labels_per_class, seed)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
@@ -347,7 +348,7 @@ def task_of(report, # the `Report` of a pre-flight that goes on
     where = complete(where, objective.strata(targets), report.groups, *shares, seed)
     if labels_per_class is not None:
         train = where["train"]
-        where["train"] = train[_few(objective, take(targets, train), labels_per_class, seed, report.kind)]
+        where["train"] = train[few_of(objective, take(targets, train), labels_per_class, seed, report.kind)]
     everything = Examples(report.inputs, targets)
     made = dict(seed=seed, labels_per_class=labels_per_class, source=report.source, given=given, skipped=report.skipped)
     chosen = [everything.subset(where[part]) for part in PARTS]
@@ -396,5 +397,4 @@ def from_datasets(source:str, # a folder that `save_to_disk` wrote, or a name on
                   most_bad:float=0.05, # the share of examples that may be skipped, 0 to 1
                  )->Task: # an image or a text task
     "Images or texts from a dataset of Hugging Face; needs the extra `datasets`."
-    report = check(source, None, text_column, label_column, most_bad)
-    return task_of(report, labels_per_class, validation, test, seed)
+    return task_of(check(source, None, text_column, label_column, most_bad), labels_per_class, validation, test, seed)

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['Block', 'has_parameters', 'in_groups', 'Sequentials', 'blocks', 'fingerprint', 'stay_in_eval', 'set_frozen',
-           'live_batchnorms', 'drifts', 'SummaryRow', 'FreezeSummary', 'check_depth', 'summarise', 'freeze',
-           'freeze_depth', 'short_number', 'draw_blocks', 'trainable_parameters', 'unfreeze', 'guess_blocks',
-           'blocks_with_head']
+           'live_batchnorms', 'drifts', 'check_depth', 'summarise', 'freeze', 'freeze_depth', 'short_number',
+           'draw_blocks', 'trainable_parameters', 'unfreeze', 'let_learn', 'guess_blocks', 'blocks_with_head',
+           'FreezeSummary', 'SummaryRow']
 
 # %% ../nbs/04_frozen_layers.ipynb #84a5592c
 import hashlib
-import html
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import ismethod
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +22,9 @@ from torch import nn
 from .engine.arguments import many, network, told, typed
 from .engine.families import Family, families, family_of, register
 from .engine.guessing import guessed
+from .engine.summaries import FreezeSummary, SummaryRow
+
+_all_ = ["FreezeSummary", "SummaryRow"]
 
 # %% ../nbs/04_frozen_layers.ipynb #657bee1b
 @typed
@@ -33,6 +34,7 @@ class Block:
     name: str # `stem`, `layer1` … `head`, or `embeddings`, `layer.0` … `head`
     modules: list[nn.Module] # in the order in which they run
     tensors: dict[str, torch.Tensor] = field(default_factory=dict) # what is in no module: a class token, say
+    still: set[nn.Parameter] = field(default_factory=set) # those that do not learn where the others do
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         "All parameters and buffers, those of the first module first."
@@ -40,9 +42,11 @@ class Block:
             for name, tensor in chain(module.named_parameters(), module.named_buffers()): yield f"{i}.{name}", tensor
         yield from self.tensors.items()
 
-    def parameters(self) -> list[nn.Parameter]:
-        "Its parameters, each once."
+    def parameters(self) -> list[nn.Parameter]: # each once
         return list(dict.fromkeys(t for _, t in self.named_tensors() if isinstance(t, nn.Parameter)))
+
+    def learnable(self) -> list[nn.Parameter]: # those that learn where the block is not frozen: as a rule all
+        return [p for p in self.parameters() if p not in self.still]
 
     def buffers(self) -> list[torch.Tensor]:
         "Its buffers (BatchNorm's running statistics, for example), each once."
@@ -110,6 +114,8 @@ def _checked(model, found):
         few = ", ".join(missing[:3]) + " …" * (len(missing) > 3)
         raise ValueError(f"{few} ({len(missing)} of {len(names)} parameters and buffers) belong to no block, "
                          "expected each in exactly one: add their modules, or themselves, to a block.")
+    if (may := getattr(model, "_may_learn", None)) is not None:
+        for block in found: block.still = {p for p in block.parameters() if names[id(p)] not in may}
     return found
 
 # %% ../nbs/04_frozen_layers.ipynb #0c142959
@@ -171,14 +177,20 @@ def set_frozen(block:Block,
     "Freeze one block, or let it learn."
     if not hasattr(block, "named_tensors"):
         raise ValueError(f"block must be a Block, as blocks(model) gives them, got {told(block)}.")
+    learns = set() if frozen else set(block.learnable())
     for parameter in block.parameters():
-        parameter.requires_grad_(not frozen)
-        if frozen: parameter.grad = None # an optimiser skips a parameter without gradient
+        parameter.requires_grad_(parameter in learns)
+        if parameter not in learns: parameter.grad = None # an optimiser skips a parameter without gradient
     for module in (inner for module in block.modules for inner in module.modules()):
         hook = module.__dict__.pop("_eval_hook", None)
         if hook: hook.remove()
-        if frozen: module._eval_hook = module.register_forward_pre_hook(stay_in_eval)
-        if frozen or hook: module.train(training and not frozen)
+        still = not learns or block.still and _stands_still(module, learns)
+        if still: module._eval_hook = module.register_forward_pre_hook(stay_in_eval)
+        if still or hook: module.train(training and not still)
+
+def _stands_still(module, learns): # a BatchNorm whose weights do not learn keeps its statistics, too
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and learns.isdisjoint(module.parameters())
 
 def _is_frozen(block):
     return (not any(p.requires_grad for p in block.parameters())
@@ -195,67 +207,6 @@ def live_batchnorms(block:Block) -> list[nn.Module]:
 def drifts(block:Block) -> bool:
     "Does its BatchNorm move although nothing in it learns?"
     return bool(live_batchnorms(block)) and not any(p.requires_grad for p in block.parameters())
-
-class SummaryRow(NamedTuple):
-    "One block in a `FreezeSummary`."
-    block: str # its name
-    parameters: int # how many it has
-    frozen: bool # True: frozen; False: it learns
-    share: float # of the model's parameters, 0 to 1
-
-    def cells(self) -> tuple[str, str, str, str]:
-        "In words."
-        return self.block, f"{self.parameters:,}", f"{100 * self.share:.1f} %", "frozen" if self.frozen else "learns"
-
-# %% ../nbs/04_frozen_layers.ipynb #d0ee2434
-_frozen = "frozen: no gradient, no BatchNorm update, no dropout; requires_grad=False alone is only the first of these"
-
-@typed
-@dataclass(repr=False)
-class FreezeSummary:
-    "What learns and what does not, with parameter counts: a table in a terminal and in a notebook."
-    depth: int|None # blocks that are frozen, counted from the input; None: they are not the first ones
-    rows: list[SummaryRow] # one for each block, from input to output
-
-    @property
-    def total_parameters(self) -> int: return sum(row.parameters for row in self.rows)
-    @property
-    def trainable_parameters(self) -> int: return sum(row.parameters for row in self.rows if not row.frozen)
-
-    def _title(self):
-        percent = 100 * self.trainable_parameters / self.total_parameters
-        cut = "" if self.depth is None else f"freeze depth {self.depth} (0 to {len(self.rows) - 1}): "
-        return (f"{cut}{self.trainable_parameters:,} of {self.total_parameters:,} parameters learn ({percent:.1f} %)")
-
-    def __repr__(self):
-        table = [("block", "parameters", "share", "state"), *[row.cells() for row in self.rows]]
-        name, count, share, _ = [max(map(len, column)) for column in zip(*table)]
-        lines = [f"{a:<{name}}  {b:>{count}}  {c:>{share}}  {state}" for a, b, c, state in table]
-        return "\n".join([self._title(), *lines, *[_frozen] * any(row.frozen for row in self.rows)])
-
-    def _repr_html_(self): return _as_html(self)
-
-# %% ../nbs/04_frozen_layers.ipynb #2b89cc4a
-_bar = ("display:inline-block;height:0.8em;border:1px solid;margin-right:0.5em;vertical-align:middle;"
-        "width:{:.2f}em;background:{}")
-_hatched = "repeating-linear-gradient(45deg,transparent 0 3px,currentColor 3px 4px)"
-
-def _as_html(summary):
-    lines = []
-    for row in summary.rows:
-        name, count, share, state = row.cells()
-        bar = _bar.format(0.2 + 6 * row.share, _hatched if row.frozen else "currentColor")
-        state = f"&#10052;&#65038; {state}" if row.frozen else f"&#9654;&#65038; <b>{state}</b>"
-        lines.append(f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th>"
-                     f"<td style='text-align:right'>{count}</td>"
-                     f"<td style='text-align:left'><span aria-hidden='true' style='{bar}'></span>{share}</td>"
-                     f"<td style='text-align:left'>{state}</td></tr>")
-    titles = "block", "parameters", "share of the model", "state"
-    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
-    is_frozen = any(row.frozen for row in summary.rows)
-    foot = f"<tfoot><tr><td colspan='4' style='text-align:left'>{_frozen}</td></tr></tfoot>" * is_frozen
-    return (f"<table><caption style='text-align:left'>{summary._title()}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(lines)}</tbody>{foot}</table>")
 
 # %% ../nbs/04_frozen_layers.ipynb #27911038
 @typed
@@ -281,8 +232,12 @@ def summarise(found:list[Block], # of a model
              )->FreezeSummary:
     "Count what learns and what does not."
     counts = [block.num_parameters() for block in found]
-    rows = [SummaryRow(block.name, n, i < depth, n / sum(counts)) for i, (block, n) in enumerate(zip(found, counts))]
-    return FreezeSummary(depth, rows)
+    def row(i, block):
+        share, learning = counts[i] / sum(counts), sum(p.numel() for p in block.learnable())
+        part = learning if 0 < learning < counts[i] and i >= depth else None
+        return SummaryRow(block.name, counts[i], i < depth or not learning, share, part)
+    rows = list(map(row, range(len(found)), found))
+    return FreezeSummary([row.frozen for row in rows].index(False), rows)
 
 def _named_by_hand(model, parts, name):
     "A block from a `Block`, a module, or a list of modules and bare parameters."
@@ -382,6 +337,20 @@ def unfreeze(model:nn.Module, # a frozen model
         raise ValueError(f"depth must not grow when unfreezing: {now} blocks are frozen, got {depth}. "
                          f"To freeze more, use freeze(model, {depth}).")
     return freeze(model, depth)
+
+# %% ../nbs/04_frozen_layers.ipynb #3340bb6d
+@typed
+def let_learn(model:nn.Module, # any supported model
+              names:Sequence[str]|None, # of parameters, as `named_parameters` has them; None: all
+             )->FreezeSummary: # what learns now
+    "Let no other parameters learn in the blocks that are not frozen, now and after each `freeze`."
+    model = network(model)
+    depth, known = freeze_depth(model), {name for name, _ in model.named_parameters()}
+    if names is not None and (strange := set(names) - known):
+        raise ValueError(f"{sorted(strange)[0]!r} is no parameter of this {type(model).__name__}: "
+                         f"its names are like {min(known)!r}.")
+    model._may_learn = None if names is None else frozenset(names)
+    return freeze(model, min(depth, len(blocks(model)) - 1))
 
 # %% ../nbs/04_frozen_layers.ipynb #5b1c7e20
 def guess_blocks(model:nn.Module # of any kind

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .engine.arguments import typed
+from .engine.arguments import place, typed
 from .engine.findings import Finding, Notes, Unreadable
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
@@ -204,6 +204,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     "Read everything once, change nothing, and say what is wrong."
     if not 0 <= most_bad <= 1:
         raise ValueError(f"most_bad must be between 0 and 1, a share of the examples, got {most_bad}.")
+    place("path", path) # refuses what no file can be called
     if kind is not None: kind_of(kind)
     labels = [label_column] if isinstance(label_column, str) else list(() if label_column is None else label_column)
     written, notes = Written(encoding, delimiter, quoting), Notes()

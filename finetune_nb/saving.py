@@ -11,7 +11,6 @@ import json
 import shutil
 import warnings
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import finetune_nb
+from .adapters import adapted, merged, save_adapter
 from .data import Examples, Task
 from .engine.arguments import expect, many, network, place, whole
 from .engine.batches import Batches, Whole
@@ -30,7 +30,7 @@ from .engine.places import KEPT, refuse_others, require_room, reserved, writing
 from .engine.history import History
 from .engine.judging import answers_of
 from .engine.labels import Classification
-from .engine.models import Model, model_kinds, tensors_in
+from .engine.models import Model, model_class, tensors_in
 from .engine.objective import Evaluation, objective_of
 from .engine.inputs import KINDS
 from .preflight import Unreadable
@@ -43,7 +43,8 @@ def _write_weights(folder:Path, model:Model, task:Task) -> dict:
                          "save its state dict with safetensors.")
     expect("task", task, Task, "the Task that it learnt")
     if model.objective is None: model.objective = task.objective
-    tensors, about = model.save(folder)
+    if adapted(model): save_adapter(folder, model)
+    tensors, about = merged(model).save(folder)
     file = folder/"model.safetensors"
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {"format": "pt"})
     known = dict(kind=model.kind, classes=list(task.classes), objective=model.objective.to_json())
@@ -60,6 +61,7 @@ def save(folder, # where; a folder that `reserved` gave, or any
         )->Path: # the folder
     "Weights, configuration, metrics, figures and a model card; all of them, or none."
     folder, model = place("folder", folder), network(model)
+    expect("more", more, dict | None, "a dictionary")
     refuse_others(folder)
     shutil.rmtree(part := folder/".part", ignore_errors=True) # of a run that was killed
     part.mkdir(parents=True)
@@ -239,15 +241,6 @@ def _read_about(folder:Path) -> dict:
                          "it is no model that finetune_nb has saved.")
     return about
 
-def _class_of(kind:str) -> type[Model]:
-    "The class of a kind of model; the package knows in which room each of its own is."
-    if kind not in model_kinds and kind in finetune_nb.model_rooms:
-        import_module(f"finetune_nb.{finetune_nb.model_rooms[kind]}")
-    if kind not in model_kinds:
-        known = sorted({*model_kinds, *finetune_nb.model_rooms})
-        raise ValueError(f"its kind is {kind!r}, expected one of {', '.join(known)}")
-    return model_kinds[kind]
-
 # %% ../nbs/10_your_own_data.ipynb #0744c318
 def load(folder # what `save`, or `--out`, has written
         )->Predictor:
@@ -255,9 +248,10 @@ def load(folder # what `save`, or `--out`, has written
     folder = place("folder", folder)
     about = _read_about(folder)
     try:
-        file = folder/"model.safetensors"
+        file = folder/about.get("file", "model.safetensors")
         refuse_wrong_hash(file, about["sha256"])
-        model = _class_of(about["kind"]).load(folder, about, load_file(file))
+        tensors = load_file(file) if file.suffix == ".safetensors" else {}
+        model = model_class(about["kind"]).load(folder, about, tensors)
         asked = about.get("objective")
         if asked: model.objective = objective_of(asked)
         elif model.objective is None: model.objective = Classification(about["classes"])
@@ -278,6 +272,9 @@ def export_onnx(folder, # a saved model
     model, file = load(folder).model, own if file is None else place("file", file)
     if file.exists() and file != own:
         raise FileExistsError(f"{str(file)!r} is there already, and nothing is overwritten: name a new file.")
+    if model.onnx is not None: # it is one
+        if file != own: shutil.copyfile(model.onnx, file)
+        return file
     part = file.with_name(f".{file.name}.part")
     try:
         given, other = (model.arguments(model.samples(count)) for count in (2, 3))

@@ -15,6 +15,7 @@ from torch import nn
 from .data import Examples, Task
 from .engine.arguments import expect, many, place, typed
 from .engine.batches import Batches, Whole, batch_order
+from .engine.callbacks import Callback
 from .engine.checkpoints import Checkpoints
 from .engine.history import History
 from .engine.judging import answers_of, judge, objective_for
@@ -71,7 +72,7 @@ def parameter_groups(model:nn.Module, # any supported model
         return head_learning_rate if i == len(every) - 1 else learning_rate * layer_decay ** (len(every) - 2 - i)
     for i, block in enumerate(every[depth:], depth):
         for decays in (True, False):
-            params = [p for p in block.parameters() if (p.ndim > 1) == decays]
+            params = [p for p in block.learnable() if (p.ndim > 1) == decays]
             decay = weight_decay if decays else 0.0
             if params: groups.append(dict(params=params, lr=rate(i), weight_decay=decay, block=block.name))
     return groups
@@ -100,6 +101,7 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         resume:bool=False, # go on from the newest one in the folder, if there is one
         score:Callable|None=None, # chooses the best epoch: takes an `Evaluation`, more is better; None: its first score
         objective:Objective|None=None, # what is asked, class weights and all; None: the task's
+        callbacks:Sequence[Callback]=(), # are told how it goes, and may end it
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
@@ -119,7 +121,7 @@ def prepared(model:Model, task:Task,
     keep = {name: told[name] for name in ("precision", "views", "memory_budget", "seed")}
     keep |= dict(folder=None if told["cache"] in (True, False, None) else place("cache", told["cache"]))
     how = keep if told["cache"] else None
-    run = Run(model, task, objective, settings, depths, groups, how, told["score"], told["progress"])
+    run = Run(model, task, objective, settings, depths, groups, how, told["score"], told["callbacks"], told["progress"])
     if told["checkpoint"] is not None:
         folder = place("checkpoint", told["checkpoint"])
         Checkpoints(folder, told["every"], told["keep_last"]).begin(run, told["resume"])

@@ -29,7 +29,9 @@ from .engine.drawing import outcome, picture, twin
 from .engine.models import maker_of
 from .engine.trials import Cost, Jobs, Stopped, Trial, Trials
 from .gradient import map_bounds, descend, plot_path
+from .interpret import explain
 from .engine.history import has_kernel
+from .training import evaluate
 
 # %% ../nbs/08b_explorer.ipynb #d49ab3ff
 def _strata(task:Task) -> list[int]:
@@ -49,7 +51,7 @@ def _examples(task:Task) -> int: return sum(map(len, (task.train, task.validatio
 class _Tasks:
     "The tasks that can be chosen, and how many labels per class."
     def __init__(self, task:str|Task, labels:int|None):
-        built_in = data.digits, data.topics, data.citations
+        built_in = data.digits, data.topics, data.citations, data.scenes
         self.makers, choices, usual = {maker.__name__: maker for maker in built_in}, [5, 10, 20, 50, 100], 20
         if isinstance(task, Task):
             usual = min(Counter(_strata(task)).values())
@@ -79,7 +81,7 @@ class _Bench:
     def _use(self, name:str, labels:int, task:Task):
         if name in self.trials: self.trials[name].use(task)
         else:
-            model = self.models.setdefault(_asked(task), _BACKBONES.get(task.kind))
+            model = self.models.setdefault(_asked(task), task.objective.backbone or _BACKBONES.get(task.kind))
             if isinstance(model, str): model = maker_of(task)(model, task)
             self.trials[name] = Trials(model, task)
         self.labels[name] = labels
@@ -134,9 +136,10 @@ class _Controls(ipywidgets.VBox):
         self.stop = ipywidgets.Button(description="Stop", icon="stop", tooltip="Stop the training", disabled=True)
         self.progress = ipywidgets.IntProgress(0, 0, steps, layout=ipywidgets.Layout(width="14em"))
         self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML(layout=ipywidgets.Layout(width="100%"))
+        self.looked_at = ipywidgets.HTML() # by the last network that was trained
         above = _row(self.task, self.labels_per_class, self.steps, self.learning_rate_times)
         below = _row(self.train, self.stop, self.progress, self.status)
-        super().__init__([above, self.depth, below, self.picture])
+        super().__init__([above, self.depth, below, self.picture, self.looked_at])
 
     def _wanted(self) -> _Wanted: return _Wanted(*(getattr(self, name).value for name in _Wanted._fields))
 
@@ -193,6 +196,15 @@ class _Board(_Controls):
         self._say(f"Depth {trial.depth}: step {trial.step} of {trial.steps}")
         self._draw()
 
+# %% ../nbs/08b_explorer.ipynb #6f66a135
+def _looked_at(trials:Trials) -> str: # HTML; empty: there is nothing to show
+    "What the network, as it is now, answers to the first test example, and what of it the answer depends on."
+    first, model = trials.task.test.subset([0]), trials.model
+    given, answered = first.inputs[0], evaluate(model, first).show(first.inputs)
+    answered = "" if answered is None else answered._repr_html_()
+    try: return answered + explain(model, given, method=model.parts(given).methods[-1])._repr_html_()
+    except ValueError: return answered # what its inputs are made of is not known
+
 # %% ../nbs/08b_explorer.ipynb #feb6374d
 class _Trainer(_Board):
     "Trains what the controls say, on a thread of its own."
@@ -211,6 +223,7 @@ class _Trainer(_Board):
             self._show(trial)
         self._check(stop)
         self._tried.setdefault(wanted[:2], {})[depth] = trial.row()
+        self.looked_at.value = _looked_at(trials)
         name, score = next(iter(trial.scores.items()))
         self._end(f"Depth {depth}: {outcome(name, score, len(trials.task.test))}.")
         return trial
@@ -260,7 +273,7 @@ class FreezeExplorer(_Worker):
     "Drag the freeze depth, and watch the network retrain."
     def __init__(self,
                  model:str|nn.Module|None=None, # a backbone's name, or a model; None: "resnet18-fractal", or "minilm"
-                 task:str|Task="digits", # "digits", "topics", "citations", or a task of yours
+                 task:str|Task="digits", # "digits", "topics", "citations", "scenes", or one of yours
                  labels_per_class:int|None=None, # to learn from, at first; None: 20, or all of your task's
                  steps:int=60, # batches of 32 that a training learns from, at first
                  sweep:Sweep|None=None, # drawn behind what is tried, and shown where there is no kernel

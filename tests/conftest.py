@@ -45,13 +45,13 @@ def load(path):
 lessons = load(root/"tools"/"lessons.py")
 
 
-def tiny_bert(folder, **options):
+def tiny_bert(folder, layers=2, **options):
     "A BERT with random weights that learns in a second: its folder"
     import torch # only where it is asked for
     from transformers import BertConfig, BertModel
     from finetune_nb import text
     torch.manual_seed(0)
-    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    shape = dict(hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32)
     BertModel(BertConfig(vocab_size=30522, **shape), **options).save_pretrained(folder)
     text.classifier("minilm", 2).tokenizer.save_pretrained(folder)
     return str(folder)
@@ -63,12 +63,15 @@ def tree(tmp_path):
     return copy_tree(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def quiet():
-    "The environment that every child process gets: one thread, no network for models, this tree's module"
+def quiet_environment():
+    "What every child process gets: one thread, no network for models, this tree's module"
     given = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     return {**given, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "Agg", "PYTHONPATH": str(root)}
+
+
+@pytest.fixture(scope="session")
+def quiet(): return quiet_environment()
 
 
 def copy_tree(target):

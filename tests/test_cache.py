@@ -440,6 +440,17 @@ def test_frozen_layers_are_asked_for_weights_and_called_twice():
     assert "run once" in kept.prefix and kept.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
 
 
+def test_dropout_that_is_no_module_is_not_cut_away():
+    task = same(Examples(torch.randn(12, 4), [0, 1] * 6), ["a", "b"], "points")
+    class Drops(nn.Sequential):
+        def forward(self, x): return self[1](F.dropout(self[0](x), 0.5, self.training))
+    def make():
+        torch.manual_seed(0)
+        return Drops(nn.Linear(4, 8), nn.Linear(8, 2))
+    whole, kept = (losses(make(), task, 1, **how) for how in (dict(cache=False), dict()))
+    assert "run once" in kept.prefix and kept.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+
+
 def test_what_cannot_be_cut_trains_all_the_same():
     torch.manual_seed(0)
     task = same(Examples(torch.randn(12, 4), [0, 1] * 6), ["a", "b"], "points")

@@ -572,8 +572,8 @@ def test_what_a_terminal_cannot_show_is_replaced(monkeypatch, predictor, in_a_te
 
 ordinary_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", # who may read what root may
                  "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-surroundings = {"LC_ALL=C": dict(LC_ALL="C"), "cp1252": dict(PYTHONIOENCODING="cp1252"),
-                "a home that is read only": dict(HOME="/proc"), "an ordinary user": dict(HOME="/nonexistent")}
+surroundings = {"a home that is read only": dict(LC_ALL="C", HOME="/proc"),
+                "an ordinary user": dict(PYTHONIOENCODING="cp1252", HOME="/nonexistent")}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other users and homes")

@@ -237,8 +237,9 @@ def as_csv(rows, quoted, delimiter, end, rng):
 def account(report, starts, name):
     "Every row that was written is one of the inputs, by itself, or its line is told"
     places = " ".join(f"{place}: {reason}; " for finding in report.findings for place, reason in finding.places)
-    numbers = [[part for part in text.split("#")[1::2] if part.isdecimal()] for text in report.inputs]
-    read = {own[0] for own in numbers if len(own) == 1}
+    rows = [f"{text} {label}" for text, label in zip(report.inputs, report.labels)] # a comma may cut a text in two
+    numbers = [{part for part in row.split("#")[1::2] if part.isdecimal()} for row in rows]
+    read = {number for own in numbers if len(own) == 1 for number in own}
     lost = [i for i, line in enumerate(starts) if str(i) not in read and not re.search(rf"lines? {line}\b", places)]
     together = sum(map(int, re.findall(r"(\d+) rows left out", places))) # of a part without labels
     assert len(lost) == together, f"rows {lost} of {name} are neither read nor told of: {places[:500]}"

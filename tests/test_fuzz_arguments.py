@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 import finetune_nb
-from finetune_nb import cache, cli, data, depth, freezing, gradient, preflight, pretraining, saving, text, training
-from finetune_nb import vision, widgets
+from finetune_nb import cache, cli, data, depth, freezing, gradient, interpret, preflight, pretraining, saving, text
+from finetune_nb import training, vision, widgets
 from finetune_nb.engine import findings, targets
 from finetune_nb.engine.commands import examples as examples_of
+from finetune_nb.engine.explanations import Score
 from finetune_nb.engine.families import open_backbone
 from finetune_nb.engine.fractals import Recipe
 from finetune_nb.engine.inputs import Example
@@ -66,6 +67,10 @@ def reader(): return saving.load(saved/"text-mean")
 
 
 @functools.cache
+def score(): return Score(reader().model, "a good day")
+
+
+@functools.cache
 def fitted(): return training.fit(network(), task(), epochs=1, progress=False)
 
 
@@ -115,6 +120,7 @@ def calls():
         "data.topics": lambda: dict(seeded),
         "data.digits": lambda: dict(seeded),
         "data.photographs": lambda: dict(labels_per_class=2, validation_per_class=2, test_per_class=2),
+        "data.scenes": lambda: dict(num_train=1, num_validation=1, num_test=1),
         "data.citations": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.software": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.task_of": lambda: dict(report=report()),
@@ -146,6 +152,19 @@ def calls():
                                         wanted=Detection(["a", "b"]), preprocessing=dict(image_size=64)),
         "vision.detector": lambda: dict(name="mobilenet_v3_small", wanted=Detection(["a"]), image_size=64,
                                         pretrained=False),
+        "adapters.lora": lambda: dict(model=network()),
+        "adapters.adapted": lambda: dict(model=network()),
+        "adapters.described": lambda: dict(model=network()),
+        "adapters.merged": lambda: dict(model=network()),
+        "adapters.save_adapter": lambda: dict(folder=files()/"adapter", model=network()),
+        "adapters.load_adapter": lambda: dict(model=network(), folder=files()/"nowhere"),
+        "adapters.biases": lambda: dict(model=network()),
+        "adapters.norms": lambda: dict(model=network()),
+        "compression.narrowed": lambda: dict(model=reader().model),
+        "compression.shallower": lambda: dict(model=reader().model, layers=1),
+        "compression.distil": lambda: dict(student=reader().model, teacher=reader().model, task=task()),
+        "compression.pace": lambda: dict(model=reader().model, inputs=["good"], repeats=3),
+        "compression.compress": lambda: dict(folder=files()/"nowhere", out=files()/"small"),
         "cache.Cut": lambda: dict(model=network(), depth=1, few=list(few().inputs[:2])),
         "freezing.Block": lambda: dict(name="head", modules=[nn.Linear(2, 2)], tensors={}),
         "freezing.has_parameters": lambda: dict(module=network()),
@@ -166,6 +185,7 @@ def calls():
         "freezing.short_number": lambda: dict(n=1200),
         "freezing.draw_blocks": lambda: dict(model=network()),
         "freezing.trainable_parameters": lambda: dict(model=network()),
+        "freezing.let_learn": lambda: dict(model=network(), names=["4.bias"]),
         "freezing.unfreeze": lambda: dict(model=network()),
         "freezing.blocks_with_head": lambda: dict(backbone=network()),
         "training.evaluate": lambda: dict(model=network(), examples=few()),
@@ -181,6 +201,13 @@ def calls():
         "saving.Predictor.masks": lambda: dict(self=reader(), inputs=["good"]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),
+        "interpret.occlusion": lambda: dict(score=score()),
+        "interpret.integrated_gradients": lambda: dict(score=score()),
+        "interpret.grad_cam": lambda: dict(score=score()), # of a text, which has no map
+        "interpret.explain": lambda: dict(model=reader().model, inputs="a good day"),
+        "interpret.deletion": lambda: dict(score=score(), orders=[[0, 2, 1]]),
+        "interpret.shuffled_head": lambda: dict(model=network()),
+        "interpret.sanity_check": lambda: dict(model=reader().model, given="a good day", draws=1),
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),
@@ -257,13 +284,14 @@ wrong += [generator, lambda: iter([1]), lambda: map(str, [1]), lambda: (lambda *
           lambda: collections.defaultdict(list), small_recipe]
 huge = [lambda value=value: value for value in [10**30, -10**30, 1e300, 2**62, np.int64(2**40)]]
 works = {"epochs", "steps", "repeats", "rounds", "draws", "seeds", "depths", "resolution"} # where huge is only long
-slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, classifier=0.1, tagger=0.1, segmenter=0.1,
+slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, classifier=0.1, tagger=0.1, segmenter=0.1,
             Segmenter=0.2, DenseSegmenter=0.2, Detector=0.2, detector=0.1, FreezeExplorer=0.2, baseline=0.1,
-            plot_path=0.3, sweep=0.3,
-            one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3) # so much more rarely
+            plot_path=0.3, sweep=0.3, one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3, lora=0.3, compress=0.3,
+            distil=0.1, pace=0.3) # so much more rarely
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
-            "freezing.stay_in_eval", "training.prepared"} # the insides of a hook, and of `fit`
+            "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`
+no_calls |= {"adapters.FASTER", "compression.Compressed", "compression.Distilled"} # what `compress` and `distil` make
 no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give
 no_calls |= {f"cli.{name}" for name in cli.__all__} # see the command line
 offered = {f"{module}.{name}" for module in finetune_nb._names for name in
@@ -312,7 +340,7 @@ def test_arguments(rng, aside):
 odd_words = ["", "-1", "0", "1e-3", "nan", "nope", "--", "-", "~", "é", "🙂", "a" * 300, "*", "$HOME", "nowhere.csv",
              "/dev/null", "text", "image", "regression", "9" * 24, "0x10", "1,5", "[]", "\udc80"]
 missing = dict(text="nowhere.csv", image="nowhere", run="nowhere", depth="neither", pretrain="nowhere", check="nowhere",
-               predict="nowhere", export="nowhere")
+               predict="nowhere", explain="nowhere", export="nowhere", compress="nowhere")
 
 
 def options_of(command):
@@ -346,4 +374,5 @@ def test_command_line(rng, capsys, tmp_path):
         with pytest.raises(SystemExit) as ended: cli.main()
     said = capsys.readouterr()
     assert ended.value.code in (0, 1, 2) and "Traceback" not in said.err + said.out
-    assert ended.value.code != 1 or re.search("^finetune-nb: ", said.err, re.M), said.err
+    told = re.search("^finetune-nb: ", said.err, re.M) or command == "check" and "Stops: " in said.out
+    assert ended.value.code != 1 or told, said.err

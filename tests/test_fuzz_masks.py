@@ -105,7 +105,8 @@ def test_whole_folders_are_read_to_the_pixel(rng, top):
     for file, target in zip(report.inputs, report.targets):
         names = np.array([report.classes[number] for number in range(4)])
         assert np.array_equal(names[np.asarray(target)], np.array(EVERYTHING)[told[file.stem]])
-    if report.ok: assert sum(len(getattr(data.task_of(report), part)) for part in data.PARTS) == len(told)
+    task = ours(lambda: data.task_of(report)) # none, if by chance there is one class alone to learn from
+    if task: assert sum(len(getattr(task, part)) for part in data.PARTS) == len(told)
     shutil.rmtree(folder)
 
 
@@ -116,7 +117,8 @@ def test_damaged_folders_are_read_or_told_of(rng, top):
         spoil = rng.choice(["bytes", "bytes", "gone", "another"])
         if spoil == "bytes": file.write_bytes(damaged(file.read_bytes(), rng))
         elif spoil == "gone": file.unlink()
-        else: shutil.copy(rng.choice(files), file) if files[0].exists() and files[0] != file else file.write_bytes(b"")
+        elif (another := rng.choice(files)).exists() and another != file: shutil.copy(another, file)
+        else: file.write_bytes(b"")
     how = dict(most_bad=1, progress=False, objective=rng.choice([None, "segmentation"]))
     report = ours(lambda: preflight.check(folder, **how))
     sound(report)

@@ -18,19 +18,20 @@ most_lines_of_a_cell = {"nbs": 30, "engine": 60} # that exports, by the folder o
 FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
-    "engine.class_names engine.targets engine.hugging_face engine.readers engine.tagged engine.reports engine.masks "
-    "engine.mask_pictures engine.mask_files engine.mask_shapes "
+    "engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers engine.tagged "
+    "engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
     "engine.boxes engine.box_writers engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.segmentation engine.detection engine.mask_baselines engine.segmentation_families engine.scenes "
     "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
     "engine.torchvision_families engine.timm_families engine.transformers_families",
-    "vision text cache engine.models engine.image_models engine.text_models engine.taggers engine.segmenters "
-    "engine.dense_segmenters engine.detectors engine.twins engine.fast "
-    "engine.states engine.threads engine.batches engine.prefix engine.cutting",
-    "training engine.settings engine.judging engine.steps engine.history engine.checkpoints engine.run",
-    "depth pretraining saving engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
-    "engine.choosing",
+    "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
+    "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.states engine.threads "
+    "engine.batches engine.prefix engine.cutting engine.taps",
+    "training engine.settings engine.judging engine.steps engine.history engine.callbacks engine.checkpoints "
+    "engine.run engine.explanations",
+    "depth pretraining saving interpret engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
+    "engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

@@ -1,6 +1,5 @@
 """A kind of task, and a family of backbones, that are defined in files of tests: everything works with them."""
 import json
-import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
 from mosaic import Mosaic # which registers its family
 from points import H, Finder, Points
-from test_processes import run
+from processes import alone_and_in_two, killed_and_resumed
 
 how = dict(epochs=4, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 
@@ -112,8 +111,7 @@ def test_the_cache_is_exact(name, frozen):
     assert own.score in evaluate(model, own.task(torch.float64).test).scores
 
 
-def job(name, folder, out, kill_at=None):
-    torch.set_num_threads(1)
+def job(name, folder, out, kill_at):
     model, steps = owns[name].make(1), []
     def count(*_):
         steps.append(1)
@@ -123,38 +121,19 @@ def job(name, folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path, name="points"): # what is spawned, not forked, has autograd threads of its own
-    def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=(name, *args))
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json") == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", 14) == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json") == 0
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
+def test_killed_and_resumed(tmp_path, name="points"): killed_and_resumed(job, tmp_path, 14, name)
 
 
-script = """
-import json, sys
-out, name, *sys.path[:0] = sys.argv[1:]
-import torch
-torch.set_num_threads(1)
-from accelerate import PartialState
-from test_kinds import fit, how, owns
-own = owns[name] # of blocks each process has its own masks of dropout, and its own batch norms: the head alone
-model = own.make(len(own.blocks) - 1, dtype=torch.float64)
-history = fit(model, own.task(torch.float64), **how)
-told = json.dumps([history.train_loss, history.validation_score])
-with open(f"{out}/rank{PartialState().process_index}.json", "w") as file: file.write(told)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-"""
+def learn_in_float64(name):
+    "Of blocks each process has its own masks of dropout, and its own batch norms: the head alone"
+    own = owns[name]
+    model = own.make(len(own.blocks) - 1, dtype=torch.float64)
+    history = fit(model, own.task(torch.float64), **how)
+    return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path, quiet, name="points"):
-    told = name, str(root), str(root/"tests")
-    (one,), (ours, theirs) = (run(way, tmp_path/way, quiet, *told, script=script)[0] for way in ("one", "torchrun"))
+def test_two_processes(tmp_path, name="points"):
+    one, ours, theirs = alone_and_in_two(learn_in_float64, tmp_path, name)
     assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
 
 

@@ -1,16 +1,10 @@
 """Every notebook's own tests, by nbdev's runner: a process for each, forked from one that has loaded the libraries."""
-import multiprocessing
 import os
 import tempfile
 from pathlib import Path
 import pytest
 from conftest import lessons, root
-
-heavy = ["nbdev.test", "pandas", "scipy.stats", "matplotlib.pyplot", "torchvision", "transformers", "sklearn.svm",
-         "finetune_nb.widgets"]
-ways = multiprocessing.get_all_start_methods()
-processes = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
-processes.set_forkserver_preload(heavy)
+from processes import start
 
 
 def run(notebook, log, scratch):
@@ -24,12 +18,10 @@ def run(notebook, log, scratch):
 
 
 @pytest.mark.parametrize("notebook", [p.relative_to(root).as_posix() for p in lessons.notebooks()])
-def test_notebook(notebook, quiet, monkeypatch):
-    for name, value in quiet.items(): monkeypatch.setenv(name, value) # the first of these processes passes them on
+def test_notebook(notebook):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         log = Path(scratch)/"log"
-        process = processes.Process(target=run, args=(notebook, log, scratch))
-        process.start()
+        process = start(run, notebook, log, scratch)
         process.join()
         said = log.read_text(encoding="utf-8")
     if process.exitcode: pytest.fail(f"{notebook}\n{said[-8000:]}", pytrace=False)

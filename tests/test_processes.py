@@ -1,6 +1,5 @@
 """One script in one process and in two: the same losses, each example once, one checkpoint, one progress bar."""
 import json
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from finetune_nb.data import Examples
 from finetune_nb.engine.batches import Batches
 from finetune_nb.engine.labels import Classification
 from finetune_nb.engine.models import as_model
+from processes import free_port
 
 script = '''
 import json, sys
@@ -59,12 +59,6 @@ told |= dict(weights=[p.double().sum().item() for p in model.parameters()])
 if torch.distributed.is_initialized(): # or a thread of it may outlive Python, and abort
     torch.distributed.destroy_process_group()
 '''
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 accelerate = ("accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "

@@ -43,7 +43,7 @@ def points(text): return re.findall("^- ", text, flags=re.M)
 
 def is_picture(output):
     data = output.get("data", {})
-    return "image/png" in data or "<svg" in data.get("text/html", "")
+    return "image/png" in data or any(sign in data.get("text/html", "") for sign in ("<svg", "data:image/png"))
 
 
 def solved_in(path):

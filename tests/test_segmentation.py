@@ -1,7 +1,6 @@
 """Masks, from files to files: pictures, shapes, scores, and every contract that an objective has to keep."""
 import inspect
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,8 +26,10 @@ from finetune_nb.engine.masks import as_mask, fitted, off_canvas, onto_canvas
 from finetune_nb.engine.segmentation import Segmentation
 from finetune_nb.engine.segmentation_families import TorchvisionSegmenters
 from finetune_nb.freezing import blocks, fingerprint
+from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
-from test_processes import launchers
+from finetune_nb.widgets import FreezeExplorer
+from processes import alone_and_in_two, killed_and_resumed
 
 how = dict(epochs=6, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 CLASSES = ["background", "red", "green"]
@@ -130,13 +131,13 @@ def marked(size=(40, 60)):
     return torch.from_numpy(mask * 255).expand(3, -1, -1), mask
 
 
-@pytest.mark.parametrize("shape, canvas", [((48, 64), (48, 64)), ((40, 60), (48, 64)), ((60, 40), (64, 48))])
+@pytest.mark.parametrize("shape, canvas", [((48, 64), (48, 64)), ((40, 60), (48, 80)), ((60, 40), (80, 48))])
 def test_masks_follow_images(shape, canvas):
     "Resized, with a margin, and mirrored, turned and enlarged"
     pixels, mask = marked(shape)
     task = Task("marked", "image", Segmentation(CLASSES), *[Examples([pixels, pixels], [mask, mask])] * 3)
     moved = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(30, (.1, .1), (.8, 1.2)), v2.ColorJitter(.1)])
-    model = vision.segmenter("ladder-tiny", task, 64, augment=moved)
+    model = vision.segmenter("ladder-tiny", task, 48, augment=moved)
     assert model.preprocessing.canvas == canvas
     (image,), (target,) = model.encode_pairs([pixels], [mask])
     seen = 0
@@ -219,8 +220,7 @@ def test_a_forest_is_a_baseline():
     assert classical.iou > .6 and classical.always["iou"] == 0 and classical.always["pixel_accuracy"] > .6
 
 
-def job(folder, out, kill_at=None):
-    torch.set_num_threads(1)
+def job(folder, out, kill_at):
     model, steps = segmenter(5), []
     def count(*_):
         steps.append(1)
@@ -230,45 +230,16 @@ def job(folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path):
-    def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json") == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", 20) == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json") == 0
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
+def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 20)
 
 
-script = """
-import json, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-from test_segmentation import fit, how, segmenter, task_of_scenes
-history = fit(segmenter(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
-from accelerate import PartialState
-told = json.dumps([history.train_loss, history.validation_score])
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-"""
+def learnt_in_float64():
+    history = fit(segmenter(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
+    return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path, quiet):
-    found = {}
-    for launcher in "one", "torchrun":
-        folder = tmp_path/launcher
-        folder.mkdir()
-        (folder/"script.py").write_text(script)
-        command = [*launchers[launcher](), str(folder/"script.py"), str(folder), str(root), str(root/"tests")]
-        env = {**quiet, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[launcher] = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
-    (one,), (ours, theirs) = found["one"], found["torchrun"]
+def test_two_processes(tmp_path):
+    one, ours, theirs = alone_and_in_two(learnt_in_float64, tmp_path)
     assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
     assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
 
@@ -280,6 +251,30 @@ def test_swept_over_depths():
     swept.plot()
 
 
+def test_a_class_of_a_mask_is_explained():
+    task = Task("wide", "image", Segmentation(CLASSES), *[examples(4, 0)] * 3)
+    model = vision.segmenter("ladder-tiny", task, 48, width=8)
+    image, answer = task.test.inputs[0], np.asarray(predict(model, task.test.inputs[:1])[0])
+    assert answer.shape == (48, 64), "no square"
+    found = np.flatnonzero(np.bincount(answer.ravel(), minlength=3))
+    for method in ("occlusion", "grad_cam"):
+        own = explain(model, image, int(found[-1]), method)
+        assert own.target == CLASSES[found[-1]] and own.values.shape == (48 * 64,) and own.values.any()
+    asked = Segmentation(CLASSES).output_target(np.array([[0, 0, 0], [0, 2, 1], [0, 2, 0]]))
+    assert asked.name == "green", "the largest that is no background"
+    outputs = torch.arange(27.).reshape(1, 3, 3, 3)
+    assert asked.score(outputs) == (outputs[0, 2, 1, 1] + outputs[0, 2, 2, 1]) / 2
+    for target in (1, "red", 3, -1, True, "cat", [0]):
+        with pytest.raises(ValueError, match="found are background, green, got"):
+            Segmentation(CLASSES).output_target(np.array([[0, 2]]), target)
+
+
+def test_the_explorer_shows_a_mask_and_what_it_depends_on():
+    explorer = FreezeExplorer(segmenter(), task_of_scenes((6, 4, 4)), steps=2)
+    explorer.run(5)
+    assert "<th>true</th>" in explorer.looked_at.value and "grad cam" in explorer.looked_at.value
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_0",
                                   "swin_t", "densenet121", "timm/resnet10t"])
 def test_every_family_of_maps(name):
@@ -288,7 +283,7 @@ def test_every_family_of_maps(name):
     model = vision.segmenter(name, task, 64, pretrained=False).eval()
     few = model.encode(task.train.inputs)
     with torch.no_grad(): outputs = model(model.collate(few))
-    assert outputs.shape == (2, 3, 48, 64) and 2 <= len(model.places) <= 4
+    assert outputs.shape == (2, 3, 64, 96) and 2 <= len(model.places) <= 4
     own = {id(p) for block in blocks(model) for p in block.parameters()}
     assert own == {id(p) for p in model.parameters()}
     freeze(model, len(blocks(model)) - 1)
@@ -690,7 +685,7 @@ def folder(tmp_path):
 
 
 def test_from_a_folder_to_masks(monkeypatch, capsys, folder, tmp_path):
-    fast = "--backbone", "ladder-tiny", "--image-size", 64, "--freeze-depth", 0, "--epochs", 12, "--learning-rate", 0.01
+    fast = "--backbone", "ladder-tiny", "--image-size", 48, "--freeze-depth", 0, "--epochs", 12, "--learning-rate", 0.01
     code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", tmp_path/"m", "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "segmentation" and result["iou"] > .5 and result["num_test"] == 6, err
@@ -709,6 +704,9 @@ def test_from_a_folder_to_masks(monkeypatch, capsys, folder, tmp_path):
     assert code == 1 and "is there already, and nothing is overwritten" in err
     code, out, _ = run(monkeypatch, capsys, *predict)
     assert code == 0 and "background" in out.splitlines()[1]
+    told = "--target", "background", "--method", "grad_cam", "--out", tmp_path/"why.png", "--json"
+    code, out, err = run(monkeypatch, capsys, "explain", tmp_path/"m", images[0], *told)
+    assert code == 0 and json.loads(out)["target"] == "background" and (tmp_path/"why.png").exists(), err
     code, out, err = run(monkeypatch, capsys, "check", folder, "--json")
     assert code == 0 and json.loads(out)["objective"] == "segmentation" and json.loads(out)["pixels"]["red"] > 0
 
@@ -724,6 +722,41 @@ def test_a_large_image_is_read_in_windows():
         found = model.in_windows(pixels.to(torch.uint8), side, answer)
         assert np.array_equal(found, (pixels[0] % 3).numpy())
     assert max(max(part.shape) for part in seen[:5]) == 32
+
+
+large = """
+import resource, sys
+sys.path[:0] = sys.argv[2:]
+import ladder
+from pathlib import Path
+from finetune_nb import data, evaluate, fit, freeze, load, saving, vision
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 # gigabytes
+top, before = Path(sys.argv[1]), peak()
+task = data.image_folder(top/"maps")
+model = vision.segmenter("ladder-tiny", task, 64)
+history = fit(model, task, epochs=1, batch_size=2, progress=False)
+saving.save(top/"m", model, task, history, evaluate(model, task.test))
+file = next((top/"maps"/"images").iterdir())
+(mask,) = load(top/"m").masks([file], windows=1500)
+load(top/"m").predict([file], masks=top/"found")
+print(mask.shape, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units there")
+def test_images_of_24_megapixels_need_less_than_2_gigabytes(tmp_path, quiet):
+    "Above the imports: read, learnt, judged, saved, and answered, whole and in windows"
+    for folder in "images", "masks": (tmp_path/"maps"/folder).mkdir(parents=True)
+    for i in range(6):
+        mask = np.zeros((4000, 6000), np.uint8)
+        mask[500 * i:500 * i + 1000, :3000] = 255
+        Image.fromarray(mask // 2 + 50 + i).convert("RGB").save(tmp_path/"maps"/"images"/f"{i}.jpg")
+        Image.fromarray(mask).save(tmp_path/"maps"/"masks"/f"{i}.png")
+    command = [sys.executable, "-c", large, str(tmp_path), str(root), str(root/"tests")]
+    done = subprocess.run(command, env={**quiet, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shape, _, gigabytes = done.stdout.rpartition(" ")
+    assert shape == "(4000, 6000)" and float(gigabytes) < 2
 
 
 def test_a_broken_image_is_named_and_the_others_are_answered(monkeypatch, capsys, tmp_path):

@@ -31,10 +31,10 @@ def pages(site):
     return sorted(path.relative_to(site).as_posix() for path in found)
 
 
+beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth" # the window's edge
 what_is_there = """() => ({
   links: [...document.querySelectorAll("a[href]")].map(link => link.href),
   ids: [...document.querySelectorAll("[id]")].map(part => part.id),
-  wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   nameless: [...document.images].filter(image => !image.alt).length,
   broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
   formulas: [...document.querySelectorAll("math")]
@@ -45,13 +45,15 @@ what_is_there = """() => ({
 })"""
 
 
-def problems(page, wrong, base, names):
-    "All that is wrong with the pages called `names` of the site at `base`"
+def problems(page, wrong, base, names, widths=(1280,)):
+    "All that is wrong with the pages called `names` of the site at `base`, in windows of these widths"
     found = {}
     for name in names:
         page.goto(base + name)
         found[base + name] = seen = page.evaluate(what_is_there)
-        if seen["wide"] > 0: wrong.append(f"{name} is {seen['wide']} px wider than its window")
+        for width in widths:
+            page.set_viewport_size(dict(width=width, height=900))
+            if (over := page.evaluate(beyond)) > 0: wrong.append(f"{name} is {over} px wider than its window")
         if seen["nameless"]: wrong.append(f"{name}: {seen['nameless']} pictures without a description")
         if seen["broken"]: wrong.append(f"{name}: {seen['broken']} pictures that do not show")
         if min(seen["formulas"], default=1) <= 0: wrong.append(f"{name}: a formula that does not show")
@@ -84,11 +86,9 @@ def test_builders_read_the_one_configuration(built, site):
 def test_every_notebook_and_module_has_a_page(site): assert pages(site) == sorted([*addresses.values(), *modules])
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_every_page_is_whole(visitor, site, base, width):
+def test_every_page_is_whole(visitor, site, base):
     "No error, no failed request, no broken link, nothing beyond the window's edge, mathematics and pictures visible"
-    every = pages(site) if width == 390 else pages(site)[::3] # the narrow one is where pages go wrong
-    found = problems(*visitor(width), base, every)
+    found = problems(*visitor(), base, pages(site), widths=(1280, 390))
     assert not found, "\n".join(found)
 
 
@@ -213,7 +213,7 @@ def test_dark_is_dark(visitor, base):
 def test_twice_as_large_it_still_fits(visitor, base):
     "Zoom of 200 % on a desktop leaves half the width"
     page, wrong = visitor(640)
-    found = [sentence for sentence in problems(page, wrong, base, representative) if "wider" in sentence]
+    found = [sentence for sentence in problems(page, wrong, base, representative, (640,)) if "wider" in sentence]
     assert not found, "\n".join(found)
 
 

@@ -2,7 +2,6 @@
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -23,7 +22,7 @@ from finetune_nb.engine.conll import as_conll
 from finetune_nb.engine.tagging import Tagging, likeliest, may_follow
 from finetune_nb.engine.tags import Entity, Words, as_iob2, as_words, entities, scheme_of, spans_of, tags_of
 from finetune_nb.freezing import blocks, fingerprint
-from test_processes import run as run_script
+from processes import alone_and_in_two, killed_and_resumed
 
 how = dict(epochs=8, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 NAMES, PLACES = ["Ada", "Bo Li", "Cy", "Di Mann", "Ed"], ["Paris", "New York", "Oslo", "Bern"]
@@ -203,8 +202,7 @@ def test_it_learns(tiny):
     assert "PER" in str(judged.show(task.test.inputs, 1)) and "PER" in judged.show(task.test.inputs, 1)._repr_html_()
 
 
-def job(folder, out, tiny, kill_at=None):
-    torch.set_num_threads(1)
+def job(tiny, folder, out, kill_at):
     model, steps = tagger(tiny, 1), []
     def count(*_):
         steps.append(1)
@@ -214,40 +212,19 @@ def job(folder, out, tiny, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tiny, tmp_path):
-    def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json", tiny) == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", tiny, 20) == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json", tiny) == 0
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
+def test_killed_and_resumed(tiny, tmp_path): killed_and_resumed(job, tmp_path, 20, tiny)
 
 
-script = """
-import json, sys
-sys.path[:0] = sys.argv[3:]
-import torch
-torch.set_num_threads(1)
-from test_tagging import fit, how, tagger, task_of_stories
-model = tagger(sys.argv[2], 2, torch.float64, dropout=0.0)
-for module in model.modules(): # each process has its own masks
-    if isinstance(module, torch.nn.Dropout): module.p = 0.0
-history = fit(model, task_of_stories(), **how | dict(epochs=3))
-from accelerate import PartialState
-told = json.dumps([history.train_loss, history.validation_score])
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-"""
+def learn_in_float64(tiny):
+    model = tagger(tiny, 2, torch.float64, dropout=0.0)
+    for module in model.modules(): # each process has its own masks
+        if isinstance(module, torch.nn.Dropout): module.p = 0.0
+    history = fit(model, task_of_stories(), **how | dict(epochs=3))
+    return history.train_loss, history.validation_score
 
 
-def test_two_processes(tiny, tmp_path, quiet):
-    told = tiny, str(root), str(root/"tests")
-    ways = "one", "torchrun"
-    (one,), (ours, theirs) = (run_script(way, tmp_path/way, quiet, *told, script=script)[0] for way in ways)
+def test_two_processes(tiny, tmp_path):
+    one, ours, theirs = alone_and_in_two(learn_in_float64, tmp_path, tiny)
     assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
 
 

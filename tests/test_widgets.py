@@ -64,6 +64,16 @@ def test_a_run_can_be_stopped_and_taken_up_again(explorer):
     assert explorer.run(4).scores["accuracy"] is not None
 
 
+def test_what_the_network_looks_at_moves_with_the_slider(explorer):
+    with explorer._quietly(): explorer.steps.value = 20
+    shown = []
+    for depth in 5, 3, 5:
+        explorer.run(depth)
+        shown.append(explorer.looked_at.value)
+    assert all("grad cam: " in own and "data:image/png" in own for own in shown)
+    assert shown[0] == shown[2] != shown[1], "it is of the network that was trained last"
+
+
 def test_five_moves_at_once_train_only_for_the_last(explorer):
     ran = []
     began = explorer._train

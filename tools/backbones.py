@@ -30,7 +30,7 @@ root = Path(__file__).resolve().parent.parent
 file = root/"nbs"/"measured"/"backbones.json"
 most_seconds = 900 # for one network
 most_parameters = 100_000_000 # of the networks that are drawn from timm
-sizes = 64, 96, 128, 192, 224, 256, 299, 384, 512
+sizes = 64, 96, 128, 192, 224, 240, 256, 299, 384, 512
 
 
 # The gate: each part raises an AssertionError that says what is wrong
@@ -204,7 +204,8 @@ def tried(name):
     if size is None: return dict(faults=dict(opened=f"takes no images of {sizes[0]} to {sizes[-1]} pixels"))
     def make(): return vision_of(name, size)
     model = make()
-    row = dict(size=size, blocks=len(blocks(model)), **costs(model))
+    try: row = dict(size=size, blocks=len(blocks(model)), **costs(model))
+    except ValueError as error: return dict(size=size, faults=dict(blocks=f"{type(error).__name__}: {error}"[:300]))
     faults = {part: said for part, said in gate(make, noise(size), guess=True).items() if said}
     return row | dict(faults=faults, seconds=round(time.perf_counter() - started))
 

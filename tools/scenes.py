@@ -1,49 +1,51 @@
-"""Which scenes teach something? Variants of `data.scenes`, over seeds; one line each, kept in nbs/measured/scenes.json.
+"""Which scenes teach something? Variants of `data.scenes`, over seeds, kept in nbs/measured/scenes.json.
 
 `python tools/scenes.py [VARIANT…] [--seeds 3]`: what is measured already is not measured again.
 """
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 from finetune_nb import evaluate, fit, freeze, vision
 from finetune_nb.data import Examples, Task, baseline
-from finetune_nb.engine.scenes import GROUNDS, draw_scenes
-from finetune_nb.engine.segmentation import Segmentation
+from finetune_nb.engine.scenes import draw_scenes
 from finetune_nb.freezing import blocks
 from lessons import processor
 
 SAVED = Path(__file__).parent.parent/"nbs"/"measured"/"scenes.json"
-VARIANTS = {
-    "three grounds": GROUNDS,
-    "two grounds": ("grass", "gravel"),
-    "five pictures": (*GROUNDS, "ihc", "coins"),
+VARIANTS = { # scenes to learn from, epochs, and how they are drawn
+    "one light, 100 scenes": (100, 12, {}),
+    "one light, 60 scenes": (60, 12, {}),
+    "one light, 20 scenes": (20, 30, {}),
+    "a light for each region, 20 scenes": (20, 30, dict(own_light=True)),
 }
-COUNTS, EPOCHS = (100, 30, 60), 15
+RATES = 3e-3, 1e-2, 3e-2
 
 
-def task_of(names, seed):
-    classes, parts, made = draw_scenes(COUNTS, seed, names)
-    return Task("scenes", "image", Segmentation(classes), *(Examples(*part) for part in parts), made=made)
+def task_of(variant, seed):
+    num_train, _, how = VARIANTS[variant]
+    objective, parts, made = draw_scenes((num_train, 30, 60), seed, **how)
+    return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
 
-def learnt(task, depth, seed, rate=None, pretrained=True):
-    "Validation and test scores, and seconds of all processors; `depth` counted from the head"
+def learnt(task, seed, epochs, learning=0, rate=None, pretrained=True):
+    "Validation and test scores; `learning` blocks of the backbone"
     model = vision.segmenter("efficientnet-lite0", task, 128, pretrained=pretrained, seed=seed)
-    freeze(model, len(blocks(model)) - depth if depth else 0)
-    began = time.process_time()
-    history = fit(model, task, EPOCHS, 8, rate, rate, seed=seed, progress=False)
-    return history.validation_score, evaluate(model, task.test).iou, time.process_time() - began
+    freeze(model, len(blocks(model)) - 1 - learning)
+    history = fit(model, task, epochs, 8, rate, rate, seed=seed, progress=False)
+    return history.validation_score, evaluate(model, task.test).iou
 
 
-def row(variant, seed):
-    task = task_of(VARIANTS[variant], seed)
-    found = dict(variant=variant, seed=seed, forest=baseline(task).iou)
-    for name, depth in (("decoder alone", 1), ("upper half", 5)):
-        _, found[name], found[f"{name}, seconds"] = learnt(task, depth, seed)
-    scratch = [learnt(task, 0, seed, rate, False) for rate in (1e-3, 3e-3)]
-    return found | dict(scratch=max(scratch)[1])
+def forest(task, seed, epochs):
+    found = baseline(task)
+    return found.validation_scores["iou"], found.iou
+
+
+WAYS = {"forest": forest, "decoder alone": learnt, "upper half": partial(learnt, learning=4),
+        "everything": partial(learnt, learning=9)}
+WAYS |= {f"scratch, {rate:g}": partial(learnt, learning=9, rate=rate, pretrained=False) for rate in RATES}
 
 
 if __name__ == "__main__":
@@ -54,8 +56,13 @@ if __name__ == "__main__":
     rows = json.loads(SAVED.read_text())["rows"] if SAVED.exists() else []
     for variant in told.variants:
         for seed in range(told.seeds):
-            if any((own["variant"], own["seed"]) == (variant, seed) for own in rows): continue
-            rows.append(row(variant, seed))
-            print(rows[-1], flush=True)
-            about = dict(machine=processor(), counts=COUNTS, epochs=EPOCHS)
-            SAVED.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")
+            task = None
+            for way, measure in WAYS.items():
+                if any((own["variant"], own["seed"], own["way"]) == (variant, seed, way) for own in rows): continue
+                task, began = task or task_of(variant, seed), time.process_time()
+                validation, test = measure(task, seed, VARIANTS[variant][1])
+                rows.append(dict(variant=variant, seed=seed, way=way, validation=round(validation, 4),
+                                 test=round(test, 4), seconds=round(time.process_time() - began, 1)))
+                print(rows[-1], flush=True)
+                about = dict(machine=processor())
+                SAVED.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")

@@ -64,7 +64,7 @@ def place(name:str, # of the argument
          )->Path:
     "A file or a folder."
     expect(name, value, str | os.PathLike, "a path")
-    try: nameable = b"\0" not in os.fsencode(value)
+    try: nameable = all(len(part) < 256 and b"\0" not in part for part in os.fsencode(value).split(b"/"))
     except UnicodeError: nameable = False # half a character
     if not nameable: raise ValueError(f"{name} must be a path, got {told(value)}: no file can be called so.")
     try: return Path(value).expanduser()
@@ -134,6 +134,9 @@ def _values(listed):
     "What is in a list, as Python's own numbers and strings where it can be had."
     return listed.tolist() if hasattr(listed, "tolist") else listed
 
+def _is_function(value, named:bool) -> bool: # its arguments are named: no network knows what it is called with
+    return callable(value) and not (named and isinstance(value, nn.Module))
+
 def _is_list_of(value, fits:Sequence[Callable]) -> bool: # one for all elements; or one each
     if not _is_list(value): return False
     if len(fits) == 1: return all(map(fits[0], _values(value)))
@@ -151,7 +154,7 @@ def fitting(annotation # of an argument
            )->Callable: # of a value: does it fit?
     "What an annotation lets pass; one that Python cannot read lets everything pass."
     kind, parts = get_origin(annotation) or annotation, [part for part in get_args(annotation) if part is not ...]
-    if kind is Callable: return callable
+    if kind is Callable: return partial(_is_function, named=bool(parts))
     inner = list(map(fitting, parts))
     if kind in (Union, UnionType): return lambda value: any(fits(value) for fits in inner)
     if kind in _NUMBERS: return partial(_is_number, kinds=_NUMBERS[kind])

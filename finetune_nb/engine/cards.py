@@ -13,6 +13,7 @@ from importlib.metadata import version
 from huggingface_hub import EvalResult, ModelCardData
 
 import finetune_nb
+from ..adapters import described
 from ..data import Task
 from .history import History
 from .models import Model
@@ -29,7 +30,8 @@ def result_of(model:Model, task:Task, history:History, evaluation:Evaluation,
     versions |= {name: version(name) for name in ("torch", "torchvision", "transformers")}
     counts = {f"num_{part}": len(getattr(task, part)) for part in ("train", "validation", "test")}
     learnt = dict(trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-                  total_parameters=sum(p.numel() for p in parameters), blocks=[block.name for block in blocks(model)])
+                  total_parameters=sum(p.numel() for p in parameters), blocks=[block.name for block in blocks(model)],
+                  adapters=described(model))
     run = dict(seed=settings.get("seed"), freeze_depth=settings.get("freeze_depth"), epochs=len(history.epochs),
                best_epoch=history.best_epoch, stopped=history.stopped, history=history.epochs, settings=settings)
     about = dict(task=task.name, objective=task.objective.kind, backbone=model.name or type(model).__name__)
@@ -64,10 +66,14 @@ def _learnt_from(result:dict) -> str:
         places = "; ".join(f"`{place}` ({reason})" for place, reason in skipped[:10]) + " …" * (len(skipped) > 10)
         said += f" {len(skipped)} examples could not be used, and were left out: {places}"
     learning = f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters learnt"
+    if beside := result.get("adapters"):
+        learning += (f", in adapters of rank {beside['rank']} beside {beside['layers']} layers and in the head. They "
+                     "are merged into `model.safetensors`, and alone in `adapter_model.safetensors`, for PEFT")
     return (f"{said}\n\nIt began as `{result['backbone']}`. Freeze depth {result['freeze_depth']} of "
             f"{', '.join(result['blocks'])}: {learning}. The best of {result['epochs']} epochs is number "
             f"{result['best_epoch']} ({result['stopped']}).")
 
+# %% ../../nbs/engine/44_cards.ipynb #00f0ff20
 def _how_well(result:dict, scores:dict, figure:str) -> str:
     found = ", ".join(shown(name, score) for name, score in scores.items())
     said = f"On {result['num_test']} test examples that were never trained on or chosen by: {found}."

@@ -100,6 +100,10 @@ class Files:
             raise OSError(f"No checkpoint can be written to {str(self.folder)!r} ({error.strerror or error}): "
                           "name a folder on a disk that is writable and not full.") from error
 
+    def forget(self):
+        "Older files go."
+        for old in self.files()[:-self.keep_last]: old.unlink(missing_ok=True)
+
     def write(self, content:bytes, step:int):
         "In one move; older files go."
         try:
@@ -108,7 +112,7 @@ class Files:
                 opened.flush()
                 os.fsync(opened.fileno())
             os.replace(self.part, self.folder/f"step-{step:08d}.safetensors")
-            for old in self.files()[:-self.keep_last]: old.unlink(missing_ok=True)
+            self.forget()
         finally:
             for part in self.folder.glob("*.part"): part.unlink(missing_ok=True)
 
@@ -125,6 +129,7 @@ class Checkpoints(Files):
             raise FileExistsError(f"{self.folder} holds checkpoints already: go on from them with resume=True, "
                                   "or name another folder.")
         self.load(run, files[-1])
+        if run.main: self.forget() # of a run that was killed before it did
 
     def save(self, run):
         "Everything, in one file, in one move."

@@ -62,7 +62,10 @@ def frozen(task, # a `Task`
            largest:int, # pixels, past which images are made smaller
           ): # a model, to run but not to train
     "A backbone as fast as it can be run."
-    room = import_module(f"{finetune_nb.__name__}.{finetune_nb.model_rooms[task.kind]}")
+    rooms = finetune_nb.model_rooms
+    if (name_of_room := rooms.get(task.kind)) is None:
+        raise ValueError(f"There are backbones for {' and '.join(rooms)}, and task {task.name!r} has {task.kind}.")
+    room = import_module(f"{finetune_nb.__name__}.{name_of_room}")
     model = room.classifier(name, 2, **({} if image_size is None else dict(image_size=image_size)))
     wanted = getattr(model, "preprocessing", None)
     if wanted is not None and wanted.image_size > largest: model.preprocessing = wanted.sized(largest)

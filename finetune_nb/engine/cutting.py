@@ -100,8 +100,18 @@ class Halves:
         if not torch.is_tensor(states) or self.tokens is not None and states.ndim > 2: return # a row for each token
         try: halves = suffix([states])
         except Exception: return # its modules do not run in a row
-        if tree_structure(halves) == tree_structure(whole) and alike(halves, whole):
+        same = tree_structure(halves) == tree_structure(whole) and alike(halves, whole)
+        if same and not self._varies(place):
             yield [self.source(place, states)], suffix, False
+
+    def _varies(self, place) -> bool:
+        "Is what goes into the head changed in training by what is no module, as `F.dropout` in a `forward`?"
+        def seen(seed):
+            torch.manual_seed(seed)
+            return watch(self.model, [place], lambda network: network.call(self.inputs))
+        with evaluating(self.model), torch.random.fork_rng(devices=[]):
+            for module in self.around: module.training = True
+            return not alike(seen(0), seen(1))
 
     def _readings(self, needs_inputs:bool) -> Iterator[list[nn.Module]]:
         "Which frozen modules' outputs are read."
@@ -158,6 +168,7 @@ class Trial(Halves):
         self.paths = {module: path for path, module in model.named_modules()}
         # an untrained head hides differences, so what goes into the last layer is compared as well
         self.end = [m for m in self.head if next(m.parameters(), None) is not None][-1]
+        self.around = set(model.modules()) - set(inside(found)) # in training mode while the head learns
         self.known = {module: dict(vars(module)) for module in inside(found[:depth])}
         self.outputs = {} # of the outermost frozen modules that are called, in this order
         hooks = self._hooks(inside(found[:depth]), inside(found[depth:]))

@@ -75,7 +75,7 @@ def canvas_of(backbone:Backbone, wanted, image_size:int) -> tuple[int, int]: # h
 @typed
 def segmenter(name:str, # "efficientnet-lite0", "resnet50", "timm/resnet50.a1_in1k", "deeplabv3_resnet50", or a file
               wanted, # a task of masks, or an objective `Segmentation`
-              image_size:int|None=None, # pixels, the longer side of what it sees, at least 32; None: 224 or more
+              image_size:int|None=None, # pixels, the shorter side of most images, at least 32; None: 224 or more
               augment:Callable|None=None, # changes an image and its mask at random, in training: `augmentation()`, say
               width:int=64, # channels of the decoder, a multiple of 8; a network that segments itself has its own
               pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth

@@ -137,6 +137,13 @@ class Family(Opens):
         "Has it to be told the place of each token? Otherwise it would count what is filled up before a text."
         return False
 
+    def keep_layers(self, network:nn.Module, # changed in place
+                    count:int, # of its layers, evenly spaced
+                   ):
+        "Leave out the others."
+        raise ValueError(f"No whole layers can be left out of a {type(network).__name__}, where each changes the size "
+                         "of what it gets: prune its channels instead (--prune).")
+
     def maps(self, network:nn.Module, image_size:int) -> dict[str, Map]: # by the names of blocks
         "What its blocks make of an image."
         return measured_maps(network, self.map_modules(network), image_size)

@@ -21,7 +21,9 @@ from .families import (Backbone, adopt, as_backbone, family_called, family_of_sa
                                          with_versions)
 from .models import Model
 from .objective import objective_of
+from .parts import PixelParts
 from .pictures import StoredImage, open_image, upright_rgb
+from .widths import resize_all
 
 # %% ../../nbs/engine/27_image_models.ipynb #71856a02
 def as_pixels(image # a file, a PIL image, or `uint8[C, H, W]` with C = 1 or 3
@@ -50,12 +52,13 @@ class Normalise(nn.Module):
 
 # %% ../../nbs/engine/27_image_models.ipynb #43ba09a0
 class ImageFiles(Model):
-    "How a model of images is written and read."
+    "How a model of images is written and read, and what its inputs are made of."
     options = () # what `__init__` is told besides, by name
+    widths = {} # of layers that are not as wide as the architecture says, by path
 
-    @property
-    def written(self) -> nn.Module: # whose weights are saved
-        return self.backbone
+    def saved_as(self): return self.backbone, self.backbone.state_dict()
+
+    def parts(self, given): return PixelParts(self, self.encode([given])[0])
 
     def save(self, folder):
         family = family_called(self.family)
@@ -66,15 +69,24 @@ class ImageFiles(Model):
         about = dict(kind=self.kind, name=self.name, family=self.family, architecture=architecture,
                      preprocessing=asdict(self.preprocessing), objective=self.objective and self.objective.to_json())
         about |= {name: getattr(self, name) for name in self.options}
-        return self.written.state_dict(), about | family.describe(self.backbone)
+        if self.widths: about |= dict(widths=self.widths)
+        return self.saved_as()[1], about | family.describe(self.backbone)
 
     @classmethod
-    def load(cls, folder, about, tensors):
+    def rebuilt(cls, folder, about):
         wanted = objective_of(about["objective"]) if about.get("objective") else len(about["classes"])
         with torch.random.fork_rng(devices=[]):
             backbone = family_of_saved(about, cls.inputs).rebuild(about, folder)
             model = cls(backbone, wanted, about["preprocessing"], **{name: about[name] for name in cls.options})
-        model.written.load_state_dict(with_versions(tensors, model.written))
+        model.widths = about.get("widths", {})
+        resize_all(model.backbone, model.widths)
+        return model
+
+    @classmethod
+    def load(cls, folder, about, tensors):
+        model = cls.rebuilt(folder, about)
+        own, _ = model.saved_as()
+        own.load_state_dict(with_versions(tensors, own))
         return model
 
     def usage(self, about:dict # what `model.json` says
@@ -83,6 +95,9 @@ class ImageFiles(Model):
         p, elsewhere = about["preprocessing"], ""
         if isinstance(self.head, nn.Linear | nn.Conv2d):
             elsewhere = family_of_saved(about, self.inputs).usage(about, len(self.head.weight))
+        if about.get("widths"):
+            elsewhere = (f"Its layers are narrower than those of a `{about['architecture']}` (`widths` in "
+                         "`model.json`), so it loads here, and elsewhere as ONNX: `finetune-nb export DIR --onnx`.")
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
         wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
                  f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "

@@ -83,6 +83,12 @@ class Kind:
         "Inputs from a stream of lines."
         raise ValueError(f"There is nothing to predict: give {self.name} files, or folders of them.")
 
+    def of_word(self, word:str # as somebody typed it
+               )->list:
+        "Inputs from what stands behind a command: in a file or a folder; of texts, perhaps the text itself."
+        if os.path.exists(word): return self.inputs_in(Path(word))
+        raise FileNotFoundError(f"There is no file and no folder {word!r}: give {self.name} files.")
+
     def of_file(self, file:Path, text_column:str|None, written:Written) -> list:
         "Inputs without labels, from one file; an `Unreadable` for what cannot be read."
         return [file]
@@ -202,6 +208,8 @@ class Texts(Kind):
         return [*cut, *unknown_texts(inputs, tokens, model.tokenizer)]
 
     def of_lines(self, lines): return list(lines)
+
+    def of_word(self, word): return super().of_word(word) if os.path.exists(word) else [self._readable(word, word)]
 
     def of_file(self, file, text_column, written):
         notes, ending = Notes(), file.suffix.lower()

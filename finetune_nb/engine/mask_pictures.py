@@ -196,6 +196,8 @@ def class_names(codes:Sequence, # all that occur, in any order
     found = {code: None if is_void(name) else name for code, name in legend.names.items()}
     numbers = sorted(code for code in codes if isinstance(code, int))
     colours = sorted(code for code in codes if isinstance(code, tuple))
+    greys = {number: (number,) * 3 for number in numbers} # what a legend of colours calls them
+    found |= {number: found[grey] for number, grey in greys.items() if number not in found and grey in found}
     for zero in (0, (0, 0, 0)):
         if zero in codes and zero not in found: found = {zero: BACKGROUND} | found
     unknown = {code: None for code in (UNKNOWN, _BORDER) if code in codes and code not in found}

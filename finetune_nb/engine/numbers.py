@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .objective import Evaluation, Objective
+from .arguments import told
+from .objective import Evaluation, Objective, OutputTarget
 from ..gradient import Picture
 
 # %% ../../nbs/engine/02_numbers.ipynb #b7060205
@@ -91,3 +92,7 @@ class Regression(Objective):
         return NumberEvaluation(answers, targets, losses, 1 / (1 + away / self.typical_error), scores)
 
     def said(self, answer, top=1, given=None): return dict(value=float(answer))
+
+    def output_target(self, answer, target=None, given=None):
+        if target is not None: raise ValueError(f"target must be None, for there is one number, got {told(target)}.")
+        return OutputTarget("the number", lambda outputs: outputs.squeeze(-1) * self.scale + self.centre)

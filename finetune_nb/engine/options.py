@@ -116,6 +116,8 @@ class Shared:
                             "[default: 20 of what is built in, all of yours]", min=1) = None # of the training part
     class_weights:option(Optional[str], "`balanced`: each class counts as much as any other, however rare it is. "
                          "[default: each example counts the same]") = None # of the loss
+    lora:option(Optional[int], "Rank of adapters beside the layers that are not frozen, which then stay as they are. "
+                "[default: no adapters, the layers learn]", min=1) = None # of adapters
     batch_size:option(Optional[int], "Examples in a batch. [default: as the model suggests, 16 or fewer]",
                       min=1) = None # examples
     learning_rate:option(Optional[float], "Of the backbone. [default: what the model suggests]") = None # its rate
@@ -146,12 +148,17 @@ class Learning(Shared):
     checkpoint:place("A folder for checkpoints, one every 100 steps.") = None # a folder
     resume:option(bool, "Go on from the newest checkpoint in that folder, after a crash or a Ctrl-C.",
                   "--resume") = False # go on?
+    track:option(Optional[str], "Also write the curve for `tensorboard` (into `runs/`), `wandb`, `mlflow` or another "
+                 "tracker that Accelerate knows, if it is installed.") = None # a tracker's name
 
     def settings(self):
         "And what one run is told besides."
         names = "epochs", "patience", "checkpoint", "resume", "seed"
         cache = self.cache and (self.cache_folder or True)
-        return super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
+        told = super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
+        if self.track is None: return told
+        from finetune_nb.engine.callbacks import Tracked
+        return told | dict(callbacks=[Tracked(self.track)])
 
 @dataclass(frozen=True)
 class Sweeping(Shared):

@@ -24,7 +24,7 @@ from .objective import Evaluation, take
 from .prefix import run_prefix
 from .run import accelerator_of
 from .twins import CannotCut
-from ..freezing import Block, blocks, fingerprint, freeze
+from ..freezing import Block, blocks, fingerprint, freeze, summarise
 from ..training import evaluate, fit
 
 # %% ../../nbs/engine/40_runs.ipynb #a6e3fa8f
@@ -115,7 +115,7 @@ class Judged(Shared):
         validation, test = (self.judge(depth, part) for part in (self.task.validation, self.task.test))
         self.scores, self.score, name = list(test.scores), test.score_name, f"validation_{history.score}"
         curve = [[epoch["epoch"], epoch["train_loss"], epoch[name]] for epoch in history.epochs]
-        learnt = sum(block.num_parameters() for block in self.blocks[depth:])
+        learnt = summarise(self.blocks, depth).trainable_parameters
         return test.scores | {f"validation_{validation.score_name}": validation.score, "trainable_parameters": learnt,
                               "curve": curve, "right": packed(validation.each)}
 

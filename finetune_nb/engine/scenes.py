@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from .docstrings import fingerprint_of
 from .photographs import pictures
+from .segmentation import Segmentation
 
 # %% ../../nbs/engine/09b_scenes.ipynb #06af41ed
 GROUNDS = "brick", "grass", "gravel"
@@ -46,30 +47,37 @@ def ground(band:Image.Image, # grey
 
 def scene(bands:Sequence[Image.Image], # of each ground
           rng:np.random.Generator,
+          own_light:bool=False, # each region in a light of its own
          )->tuple[np.ndarray, np.ndarray]: # uint8[1, side, side], and the number of the ground of each pixel
-    "Regions of grounds, in the same light."
-    where, light, contrast = regions(rng, rng.integers(3, 7)), rng.uniform(98, 158), rng.uniform(30, 60)
-    chosen = rng.permutation(np.arange(where.max() + 1) % len(bands))
+    "Regions of grounds, all in the same light."
+    count = int(rng.integers(3, 7))
+    where, chosen = regions(rng, count), rng.permutation(len(bands))
+    chosen = rng.permutation(np.resize(chosen, count))
     mask = chosen[where].astype(np.uint8)
     filled = np.choose(mask, [ground(band, rng) for band in bands])
+    lights = count if own_light else 1
+    light, contrast = (np.resize(rng.uniform(*own, lights), count)[where] for own in ((80, 176), (20, 60)))
     return (light + contrast * filled).clip(0, 255).astype(np.uint8)[None], mask
 
+# %% ../../nbs/engine/09b_scenes.ipynb #06af41ee
 def draw_scenes(counts:Sequence[int], # for training, validation, test
                 seed:int=0, # same seed, same scenes; those of few are the first of many
-                names:Sequence[str]=GROUNDS, # of pictures
-               )->tuple[list[str], list[tuple], dict]: # classes; images and masks of each part; how they were made
+                own_light:bool=False, # each region in a light of its own
+               )->tuple[Segmentation, list[tuple], dict]: # what is asked; images, masks of each part; how
     "Scenes of all parts; no two parts share a pixel of a picture."
+    if min(counts) < 1: raise ValueError(f"scenes are asked for in numbers {counts}: ask for at least one of each.")
     found, parts = pictures(), []
     def bands(name):
         picture = found[name].convert("L").resize((512, 512))
         cuts = np.linspace(0, 512, len(counts) + 1).astype(int)
         return [picture.crop((0, a, 512, b)) for a, b in zip(cuts, cuts[1:])]
-    cut = [bands(name) for name in names]
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (len(names), 1)), axis=1)
+    cut = [bands(name) for name in GROUNDS]
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (len(GROUNDS), 1)), axis=1)
     for number, count in enumerate(counts):
-        own = [cut[i][order[i, number]] for i in range(len(names))]
-        drawn = [scene(own, np.random.default_rng([seed, number, i])) for i in range(count)]
-        images = torch.from_numpy(np.stack([image for image, _ in drawn]))
-        parts.append((images, [mask for _, mask in drawn]))
-    content = b"".join(np.asarray(found[name]).tobytes() for name in names)
-    return list(names), parts, dict(fingerprint=fingerprint_of(content))
+        own = [cut[i][order[i, number]] for i in range(len(GROUNDS))]
+        drawn = [scene(own, np.random.default_rng([seed, number, i]), own_light) for i in range(count)]
+        images, masks = zip(*drawn)
+        parts.append((torch.from_numpy(np.stack(images)), list(masks)))
+    content = b"".join(np.asarray(found[name]).tobytes() for name in GROUNDS)
+    made = dict(seed=seed, num_train=counts[0], labels_per_class=counts[0], fingerprint=fingerprint_of(content))
+    return Segmentation(list(GROUNDS)), parts, made

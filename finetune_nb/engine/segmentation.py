@@ -21,10 +21,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from .arguments import whole
+from .arguments import told, whole
 from .class_names import class_list
 from .masks import BACKGROUND, UNKNOWN, Mask, as_mask, as_picture, colours_of, off_canvas, overlay
-from .objective import Evaluation, Objective
+from .objective import Evaluation, Objective, OutputTarget
 from .pictures import image_sizes, open_image, upright_rgb
 from ..gradient import Picture
 
@@ -262,6 +262,18 @@ class Segmentation(SegmentationOutputs):
     @property
     def judged(self) -> list[int]: # all classes but the background
         return [i for i, name in enumerate(self.classes) if name != BACKGROUND]
+
+    def output_target(self, answer, target=None, given=None):
+        "A class that was found, by its name or number: the mean of its scores where it was (Vinogradova et al. 2020)."
+        counts = np.bincount(np.asarray(answer).ravel(), minlength=len(self.classes))
+        found = np.flatnonzero(counts).tolist()
+        if target is None: number = max(found, key=lambda i: (i in self.judged, counts[i]))
+        else: number = self.classes.index(target) if isinstance(target, str) and target in self.classes else target
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number not in found:
+            names = ", ".join(self.classes[i] for i in found)
+            raise ValueError(f"target must be a class that was found: found are {names}, got {told(target)}.")
+        where = torch.from_numpy(np.asarray(answer) == number)
+        return OutputTarget(self.classes[number], lambda outputs: outputs[:, number, where.to(outputs.device)].mean(1))
 
     def head(self, features): return nn.Conv2d(features, self.num_outputs, 1)
 

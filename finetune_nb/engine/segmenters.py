@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Fitting', 'canvas_for', 'pyramid', 'layer', 'Pyramid', 'Decoder', 'top_tokens', 'TokenMaps', 'SegmenterFiles',
-           'segmentation_in', 'SegmenterInputs', 'Parts', 'Segmenter']
+           'segmentation_in', 'SegmenterInputs', 'Trunk', 'Segmenter']
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #8db258c9
 import inspect
@@ -35,7 +35,7 @@ from ..freezing import Block, blocks
 @dataclass(frozen=True)
 class Fitting:
     "How a segmenter wants its images: as large as they fit in, normalised."
-    image_size: int = 224 # pixels, the longer side of what the network sees
+    image_size: int = 224 # pixels, the shorter side of most images
     height: int = 224 # pixels
     width: int = 224 # pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406) # of red, green and blue, 0 to 1
@@ -76,12 +76,12 @@ class Fitting:
         return TF.normalize(images, self.mean, self.std)
 
 def canvas_for(sizes:Sequence[tuple[int, int]], # heights and widths of images
-               image_size:int, # pixels, the longer side
+               image_size:int, # pixels, the shorter side of most images
               )->tuple[int, int]: # height and width
-    "What nine of ten images need, in steps of 16 pixels."
-    shares = np.array([(height / max(height, width), width / max(height, width)) for height, width in sizes])
+    "What nine of ten images need, in steps of 16 pixels, and no more than twice the size."
+    shares = np.array([(height / min(height, width), width / min(height, width)) for height, width in sizes])
     needed = np.quantile(shares, 0.9, axis=0, method="inverted_cdf") * image_size
-    height, width = (min(image_size, max(32, 16 * math.ceil(side / 16 - 1e-9))) for side in needed)
+    height, width = (min(2 * image_size, 16 * math.ceil(side / 16 - 1e-9)) for side in needed)
     return height, width
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #1add6396
@@ -188,8 +188,7 @@ class SegmenterFiles(ImageFiles):
     "How a segmenter is written, and used elsewhere."
     inputs, options = "image", ("width",) # of the decoder
 
-    @property
-    def written(self): return self
+    def saved_as(self): return self, self.state_dict()
 
     def usage(self, about):
         "How a saved segmenter is used, here and elsewhere."
@@ -234,7 +233,7 @@ class SegmenterInputs(SegmenterFiles):
     @property
     def varies(self): return self.augment is not None
 
-    def suggested(self, examples): return dict(epochs=min(30, max(8, 2400 // examples)), batch_size=8)
+    def suggested(self, examples): return dict(epochs=min(30, max(8, 1600 // examples)), batch_size=8)
 
     def encode(self, images):
         with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(self.preprocessing, images))
@@ -283,7 +282,7 @@ class SegmenterInputs(SegmenterFiles):
         return list(torch.randint(0, 256, size, dtype=torch.uint8, generator=random))
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #90f60f98
-class Parts(SegmenterInputs):
+class Trunk(SegmenterInputs):
     "A backbone up to its topmost map, in blocks."
     def _maps(self, backbone:Backbone, image_size:int) -> tuple[dict[str, Map], dict[str, nn.Module]]:
         "What the decoder reads, by the names of blocks, and all modules that could be read."
@@ -309,7 +308,7 @@ class Parts(SegmenterInputs):
         maps, modules = self._maps(backbone, image_size)
         self.places = [(paths[modules[name]], False) for name in maps]
         top = max(i for i, block in enumerate(found) if block.name in maps)
-        self.parts = [(block.name, [paths[m] for m in block.modules], list(block.tensors)) for block in found[:top + 1]]
+        self.trunk = [(block.name, [paths[m] for m in block.modules], list(block.tensors)) for block in found[:top + 1]]
         for path in (paths[m] for block in found[top + 1:] for m in block.modules):
             parent, _, last = path.rpartition(".")
             setattr(network.get_submodule(parent), last, nn.Identity())
@@ -320,13 +319,13 @@ class Parts(SegmenterInputs):
         "The backbone's, as far as they are run, and the decoder as the head."
         tensors = dict([*self.backbone.named_parameters(), *self.backbone.named_buffers()])
         found = [Block(name, list(map(self.backbone.get_submodule, paths)), {own: tensors[own] for own in bare})
-                 for name, paths, bare in self.parts]
+                 for name, paths, bare in self.trunk]
         found[0].modules.insert(0, self.normalise)
         return [*found, Block("head", [*filter(None, [self.widen]), self.head])]
 
 # %% ../../nbs/engine/28c_segmenters.ipynb #0a198a69
 @typed
-class Segmenter(Parts):
+class Segmenter(Trunk):
     "A pretrained image network, and a decoder over its maps."
     kind, reads, learning_blocks = "segmenter", "maps", 1
 

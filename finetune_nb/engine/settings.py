@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from ..data import Task
-from .arguments import expect, number, whole
+from .arguments import expect, many, number, whole
+from .callbacks import Callback
 from .fast import may_round
 from .models import Model
 from .objective import Objective
@@ -70,6 +71,7 @@ def check_told(told:Mapping # the arguments of `fit`
     expect("unfreeze_at", told["unfreeze_at"], Mapping | None, "a dictionary of epochs and freeze depths, as in {3: 0}")
     for epoch in told["unfreeze_at"] or {}: whole("an epoch of unfreeze_at", epoch)
     expect("score", told["score"], Callable | None, "a function of an Evaluation")
+    for own in many("callbacks", told["callbacks"]): expect("each of callbacks", own, Callback, "a Callback")
     expect("cache", told["cache"], bool | str | os.PathLike | None, "yes, no, or a folder")
     expect("checkpoint", told["checkpoint"], str | os.PathLike | None, "a folder")
     if told["resume"] and told["checkpoint"] is None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .objective import Evaluation, Objective, kinds, objective_of, size
+from .arguments import told
+from .objective import Evaluation, Objective, OutputTarget, kinds, objective_of, size
 from ..gradient import Picture
 
 # %% ../../nbs/engine/03_several.ipynb #57237863
@@ -127,6 +128,15 @@ class SeveralOutputs(SeveralTargets, abstract=True):
         "Every part's columns, with its name before them."
         return {f"{name}_{column}": value for name, part in self.parts.items()
                 for column, value in part.said(answer[name], min(top, len(part.classes) or 1), given).items()}
+
+    def output_target(self, answer, target=None, given=None):
+        "A question's, by its name, or by its name and what is asked about there; None: of the first."
+        name, own = (target if target is not None else next(iter(self.parts))), None
+        if isinstance(name, tuple) and len(name) == 2: name, own = name
+        if not isinstance(name, str) or name not in self.parts:
+            raise ValueError(f"target must name a question, one of {', '.join(self.parts)}, got {told(target)}.")
+        part = self.parts[name].output_target(answer[name], own, given)
+        return OutputTarget(f"{name}: {part.name}", lambda outputs: part.score(outputs[name]))
 
 # %% ../../nbs/engine/03_several.ipynb #42fc9854
 @dataclass

@@ -89,14 +89,15 @@ class Steps(Averages):
                  clip:float=1.0, # the largest norm of a step's gradient
                  accelerator=None, # of Accelerate, for several processes or a loss that is scaled
                 ):
-        self.plain = {p: in_plain_order(p) for group in groups for p in group["params"]}
+        several = accelerator is not None and accelerator.num_processes > 1 # they give parameters new memory
+        self.plain = {p: p if several else in_plain_order(p) for group in groups for p in group["params"]}
         self.learnt = list(self.plain)
         self.reordered = [(p, view) for p, view in self.plain.items() if view is not p]
         own = [{**group, "params": [self.plain[p] for p in group["params"]]} for group in groups]
         self.optimizer = torch.optim.AdamW(own, fused=True)
         self.scheduler, self.clip, self.accelerator = schedule(self.optimizer, steps, warmup), clip, accelerator
         scaled = accelerator is not None and accelerator.scaler is not None # then Accelerate's scales the loss
-        self.alone = accelerator is None or accelerator.num_processes == 1 and not scaled # PyTorch's own are faster
+        self.alone = not several and not scaled # PyTorch's own are faster
         self.stepper = accelerator.prepare(self.optimizer) if scaled else self.optimizer
 
     def losses(self, learner:nn.Module, batch:Batch, objective:Objective, context) -> torch.Tensor: # float[]

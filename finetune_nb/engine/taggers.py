@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from .arguments import typed
 from .families import Backbone, head_for, open_backbone
 from .models import network_inputs, windows_of
+from .parts import WordParts, owners_of
 from .tagging import Tagging
 from .tags import SHAPES, Words, as_words, shape_of
 from .text_models import TextModel
@@ -137,11 +138,28 @@ class TagBatches(TagModel):
         return batch | dict(shapes=shapes, words=pad_sequence(words, batch_first=True, padding_value=-1),
                             word_counts=counts)
 
+    def word_parts(self, text, encoded):
+        own, (before, behind) = owners_of(self.offsets(text, add_special_tokens=False), text), map(len, self.ends)
+        owners = [[-1] * before + own[start:end] + [-1] * behind
+                  for start, end, _ in windows_of(len(own), self.max_length - before - behind)]
+        shapes = [self.shapes.states, self.shapes.scores] if self.word_shape else []
+        entrances = [self.backbone.get_input_embeddings(), *shapes]
+        return WordParts(self, text, encoded, [ids for ids, *_ in encoded], owners, entrances)
+
+    def masked(self, encoded, hidden):
+        return [(ids.masked_fill(own, self.hidden_token), shapes.masked_fill(own, 0), firsts)
+                for (ids, shapes, firsts), own in zip(encoded, hidden)]
+
     def arguments(self, encoded):
         "For other programs: scores of tokens."
         asked = ["input_ids", "attention_mask"] + ["shapes"] * (self.shapes is not None)
         batch = self.collate(encoded)
         return {name: batch[name] for name in asked}
+
+    def completed(self, outputs, inputs):
+        "From the scores of tokens to those of words."
+        unread = self.objective.unread.to(outputs)[None] # at place -1
+        return torch.cat([outputs.flatten(0, 1), unread])[inputs["words"]]
 
 # %% ../../nbs/engine/28b_taggers.ipynb #f36f5451
 @typed
@@ -188,8 +206,7 @@ class TextTagger(TagBatches):
         if self.shapes is not None: states = states + self.shapes.states(shapes)
         scores = self.head(self.dropout(states))
         if self.shapes is not None: scores = scores + self.shapes.scores(shapes)
-        if words is None: return scores
-        return torch.cat([scores.flatten(0, 1), self.objective.unread.to(scores)[None]])[words] # the last: unread
+        return scores if words is None else self.completed(scores, dict(words=words))
 
     def as_transformers(self):
         if self.word_shape: return None

@@ -21,7 +21,7 @@ from .arguments import told
 from .class_names import class_list, in_order
 from .conll import as_conll
 from .labels import f1_of
-from .objective import Evaluation, Objective
+from .objective import Evaluation, Objective, OutputTarget
 from .tags import (Entity, Words, as_iob2, as_words, entities, overlap, parted, scheme_of,
                                      spans_of)
 from ..gradient import COLOURS, Picture
@@ -237,13 +237,14 @@ class TagTargets(Objective, abstract=True):
         found = {parted(tag)[1] if spans else tag for tags in targets for tag in tags} - {""}
         return cls(in_order(found) if classes is None else list(classes), spans), targets
 
-# %% ../../nbs/engine/03b_tagging.ipynb #6642a456
+# %% ../../nbs/engine/03b_tagging.ipynb #de19e0c0
 class Found(dict):
     "An entity as JSON has it, and as people read it."
     def __init__(self, text:str, span:Entity):
         super().__init__(start=span.start, end=span.end, label=span.type, text=text[span.start:span.end])
     def __str__(self): return f"{self['text']} ({self['label']})"
 
+# %% ../../nbs/engine/03b_tagging.ipynb #6642a456
 class TagOutputs(TagTargets, abstract=True):
     "What scores of words mean, and how good they are."
     def answers(self, outputs, batch):
@@ -270,6 +271,34 @@ class TagOutputs(TagTargets, abstract=True):
         text = as_words(given or "")
         if not self.spans: return dict(words=text.words, tags=list(answer))
         return dict(entities=[Found(text, span) for span in spans_of(text, answer)])
+
+    def output_target(self, answer, target=None, given=""):
+        "An entity, by its number, its type, or its words and type (start, end, type); None: the first one."
+        words = as_words(given).words
+        spans = entities(answer) if self.spans else [Entity(i, i + 1, tag) for i, tag in enumerate(answer)]
+        span = self._span_meant(spans, target, len(words))
+        name = f"{' '.join(words[span.start:span.end])} ({span.type})"
+        return OutputTarget(name, lambda outputs: self._span_score(outputs, span))
+
+    def _span_meant(self, spans:Sequence[Entity], target, words:int) -> Entity:
+        if isinstance(target, tuple) and len(target) == 3:
+            start, end, kind = target
+            whole = isinstance(start, int) and isinstance(end, int)
+            if whole and kind in self.classes and 0 <= start < end <= words: return Entity(*target)
+        if isinstance(target, str): meant = [span for span in spans if span.type == target]
+        elif target is None: meant = spans[:1]
+        else: meant = spans[target:target + 1] if isinstance(target, int) and target >= 0 else []
+        if meant: return meant[0]
+        found = ", ".join(f"{tuple(span)}" for span in spans) or "nothing"
+        raise ValueError(f"target must be what was found, its type, or words and a type (start, end, type): found are "
+                         f"{found}, got {told(target)}.")
+
+    def _span_score(self, outputs, span:Entity) -> torch.Tensor: # float[B]
+        "The mean of its own tags' scores."
+        inside = [f"I-{span.type}"] * (span.end - span.start - 1)
+        tags = [f"B-{span.type}", *inside] if self.spans else [span.type]
+        numbers = [self.labels.index(tag) for tag in tags]
+        return outputs[:, range(span.start, span.end), numbers].mean(1)
 
     def in_conll(self, read:Sequence[tuple] # texts and their answers
                 )->str:

@@ -160,6 +160,22 @@ class TextNetworks(Family):
     def head_path(self, network): return "" # a head comes after the pooling, which is ours
     def features(self, network): return network.config.hidden_size
     def maps(self, network, image_size): return {}
+
+    def keep_layers(self, network, count):
+        encoder = getattr(network, network.base_model_prefix, network)
+        path = layers_of(encoder)
+        layers, (around, _, own) = list(encoder.get_submodule(path)), path.rpartition(".")
+        if not 1 <= count < len(layers):
+            raise ValueError(f"layers must be between 1 and {len(layers) - 1}, got {count}: "
+                             f"this {type(network).__name__} has {len(layers)}.")
+        kept = [round(i * (len(layers) - 1) / max(1, count - 1)) for i in range(count)]
+        setattr(encoder.get_submodule(around), own, nn.ModuleList(layers[i] for i in kept))
+        network.config.num_hidden_layers = count
+        if types := getattr(network.config, "layer_types", None): network.config.layer_types = [types[i] for i in kept]
+        for place, i in enumerate(kept):
+            for module in layers[i].modules():
+                if hasattr(module, "layer_idx"): module.layer_idx = place
+
     def pooling(self, network): return "last" if is_decoder(network) else "mean"
 
     def wants_positions(self, network):

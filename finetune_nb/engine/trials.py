@@ -34,7 +34,7 @@ from .settings import asked_of, suggested_rates
 from .states import States, digest
 from .steps import Steps
 from .twins import CannotCut
-from ..freezing import blocks, check_depth, freeze
+from ..freezing import blocks, check_depth, freeze, summarise
 from ..training import parameter_groups
 
 # %% ../../nbs/engine/50_trials.ipynb #1e96a52a
@@ -278,7 +278,7 @@ class Trials:
         if steps < 1: raise ValueError(f"steps must be at least 1, got {steps}.")
         depth = check_depth(depth, self.blocks)
         self.prepare(stop)
-        learning = sum(block.num_parameters() for block in self.blocks[depth:])
+        learning = summarise(self.blocks, depth).trainable_parameters
         trial = Trial(depth, self.blocks[depth].name, seed, steps, learning, self.predict(depth, steps))
         begin = partial(self._begin, depth, steps, learning_rate_times, seed)
         return _trained(trial, begin, self._prefixes.parts, stop)
