@@ -1,6 +1,5 @@
 """Boxes, from files to files: scores, the model, and every contract that an objective has to keep."""
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from finetune_nb.engine.box_writers import in_coco
 from finetune_nb.engine.detection import Detection, counted
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
-from test_processes import run as in_processes
+from processes import alone_and_in_two, killed_and_resumed
 
 how = dict(epochs=5, batch_size=6, learning_rate=1e-2, head_learning_rate=3e-3, progress=False)
 CLASSES = ["red", "green"]
@@ -206,8 +205,7 @@ def test_it_learns():
     judged.plot()
 
 
-def job(folder, out, kill_at=None):
-    torch.set_num_threads(1)
+def job(folder, out, kill_at):
     model, steps = detector(5), []
     def count(*_):
         steps.append(1)
@@ -217,37 +215,16 @@ def job(folder, out, kill_at=None):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path):
-    def process(*args):
-        child = multiprocessing.get_context("spawn").Process(target=job, args=args)
-        child.start()
-        child.join()
-        return child.exitcode
-    assert process(tmp_path/"whole", tmp_path/"whole.json") == 0
-    assert process(tmp_path/"killed", tmp_path/"killed.json", 20) == -signal.SIGKILL
-    assert not (tmp_path/"killed.json").exists() and list((tmp_path/"killed").glob("step-*"))
-    assert process(tmp_path/"killed", tmp_path/"killed.json") == 0
-    assert (tmp_path/"killed.json").read_text() == (tmp_path/"whole.json").read_text()
+def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 20)
 
 
-script = """
-import json, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
-from test_detection import detector, fit, how, task_of_scenes
-history = fit(detector(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
-from accelerate import PartialState
-told = json.dumps([history.train_loss, history.validation_score])
-open(f"{sys.argv[1]}/rank{PartialState().process_index}.json", "w").write(told)
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-"""
+def learnt_in_float64():
+    history = fit(detector(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
+    return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path, quiet):
-    arguments = quiet, str(root), str(root/"tests")
-    ((one,), _), ((ours, theirs), _) = (in_processes(launcher, tmp_path/launcher, *arguments, script=script)
-                                        for launcher in ("one", "torchrun"))
+def test_two_processes(tmp_path):
+    one, ours, theirs = alone_and_in_two(learnt_in_float64, tmp_path)
     assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
     assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
 
