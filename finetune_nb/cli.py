@@ -65,7 +65,7 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
                           "`vit_b_16` or any other of torchvision, `timm/NAME` for any of timm, or a file of weights. "
                           "[default: for your images, the embedded one that suits them]")=None,
           image_size:option(Optional[int], "Pixels, the side of the square that the network sees, at least 32; "
-                            "of masks the shorter side. [default: what the backbone was made for]")=None,
+                            "of masks and boxes the shorter side. [default: what the backbone was made for]")=None,
           augment:option(bool, "Turn, shift and zoom the training images a little, anew in each epoch.")=False,
           flip:option(bool, "Mirror half of them too, and so `--augment`: right for most photographs, wrong for "
                       "anything written.", "--flip")=False,

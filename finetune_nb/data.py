@@ -332,7 +332,7 @@ def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
 def task_of(report, # the `Report` of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
             validation:float|None=None, # share of the examples to choose by, where there is no such part, 0 to 1
-            test:float|None=None, # share of the examples to be judged on, likewise; None: 0.2 each, of masks 0.15
+            test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks and boxes 0.15
             seed:int=0, # same seed, same split
            )->Task: # its parts are those that were given; what is missing is taken from training
     "The task that a pre-flight has found fit; numbers are cut into tenths, and each counts as a class."
@@ -356,10 +356,10 @@ def task_of(report, # the `Report` of a pre-flight that goes on
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed
-def image_folder(path:str|Path, # a folder for each class, perhaps in `train`, `val`, `test`; or beside a table or masks
+def image_folder(path:str|Path, # one for each class, perhaps in `train`, `val`, `test`; or a table, masks or boxes
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
                  validation:float|None=None, # share of the images to choose by, where there is no such folder
-                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks 0.15
+                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks and boxes 0.15
                  seed:int=0, # same seed, same split
                  most_bad:float=0.05, # the share of damaged images that may be skipped, 0 to 1
                 )->Task: # an image task; its inputs are paths

@@ -53,7 +53,7 @@ def task_of_scenes(sizes=(36, 16, 16)):
 
 
 def detector(frozen=0, dtype=torch.float32, **options):
-    model = vision.detector("ladder-tiny", task_of_scenes(), 64, width=8, **options).to(dtype)
+    model = vision.detector("ladder-tiny", task_of_scenes(), 48, width=8, **options).to(dtype)
     freeze(model, frozen)
     return model
 
@@ -100,7 +100,7 @@ def test_all_of_500_boxes_count():
     assert judged.map == 1 and judged.recall == .2 and judged.each.tolist() == [1]
     every = Examples([torch.zeros(3, 200, 250, dtype=torch.uint8)], [true])
     task = Task("full", "image", Detection(["cell"]), every, every, every)
-    model = vision.detector("ladder-tiny", task, 256, width=8)
+    model = vision.detector("ladder-tiny", task, 200, width=8)
     assert model.proposals == 1500 and task.objective.fitted(task.train.targets).most == 1000
     fit(model, task, **how | dict(epochs=1))
 
@@ -137,7 +137,7 @@ def test_boxes_follow_images():
     drawn = Boxes([[10, 5, 40, 25], [0, 30, 6, 40]], [1, 0], (40, 60), [False, True])
     task = Task("marked", "image", Detection(CLASSES), *[Examples([pixels, pixels], [drawn, drawn])] * 3)
     moved = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(0, (.4, .4), (.8, 1.2)), v2.ColorJitter(.1)])
-    model = vision.detector("ladder-tiny", task, 64, augment=moved)
+    model = vision.detector("ladder-tiny", task, 48, augment=moved)
     assert model.preprocessing.canvas == (48, 64)
     (image,), (target,) = model.encode_pairs([pixels], [drawn])
     gone = 0
@@ -490,7 +490,7 @@ def run(monkeypatch, capsys, *words):
 def test_from_a_folder_to_boxes(monkeypatch, capsys, tmp_path):
     for i in range(40): coco(tmp_path/"scenes", i)
     folder, model = tmp_path/"scenes", tmp_path/"m"
-    fast = "--backbone", "ladder-tiny", "--image-size", 64, "--epochs", 2, "--learning-rate", 0.01
+    fast = "--backbone", "ladder-tiny", "--image-size", 48, "--epochs", 2, "--learning-rate", 0.01
     code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", model, "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "detection" and 0 <= result["map50"] <= 1, err

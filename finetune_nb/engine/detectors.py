@@ -25,7 +25,7 @@ from .boxes import Boxes
 from .detection import Detection
 from .families import Backbone, adopt, as_backbone, open_backbone
 from .dense_segmenters import canvas_of
-from .segmenters import Fitting, Parts, Pyramid
+from .segmenters import Fitting, Pyramid, Trunk
 from .image_models import Normalise, as_pixels
 from .twins import watch
 from ..freezing import Block
@@ -245,7 +245,7 @@ def detection_in(wanted # an objective, or a task
     if isinstance(objective, Detection): return objective
     raise ValueError("A detector needs to know the classes: give a task of boxes, or Detection([\"cat\", …]).")
 
-class DetectorInputs(Parts):
+class DetectorInputs(Trunk):
     "How images and boxes go in."
     learning_rate = head_learning_rate = head_only_learning_rate = 1e-3
 
@@ -358,7 +358,7 @@ class Detector(DetectorInputs):
 @typed
 def detector(name:str, # "efficientnet-lite0", "resnet50", "timm/resnet50.a1_in1k", or a file
              wanted, # a task of boxes, or an objective `Detection`
-             image_size:int|None=None, # pixels, the longer side of what it sees, at least 32; None: 256 or more
+             image_size:int|None=None, # pixels, the shorter side of most images, at least 32; None: 256 or more
              augment:Callable|None=None, # changes an image and its boxes at random, in training: `augmentation()`, say
              width:int=64, # channels of the maps that are looked at, a multiple of 8
              pretrained:bool=True, # False: the same network with random weights, to see what pretraining is worth
