@@ -215,7 +215,10 @@ class DetectionOutputs(DetectionTargets, abstract=True):
         able = isinstance(outputs, Mapping) and ("losses" in outputs or {"boxes", "scores", "labels"} <= outputs.keys())
         return "" if able else "finds no boxes: take a detector"
 
-    def losses(self, outputs, targets): return outputs["losses"].sum(1)
+    def losses(self, outputs, targets):
+        "NaN where a network in another format tells none."
+        if "losses" in outputs: return outputs["losses"].sum(1)
+        return outputs["scores"].new_full((len(targets["boxes"]),), torch.nan)
 
     def answers(self, outputs, batch):
         "Boxes in pixels of what the network saw, the surest first."
