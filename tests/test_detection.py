@@ -138,7 +138,7 @@ def test_boxes_follow_images():
     task = Task("marked", "image", Detection(CLASSES), *[Examples([pixels, pixels], [drawn, drawn])] * 3)
     moved = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(0, (.4, .4), (.8, 1.2)), v2.ColorJitter(.1)])
     model = vision.detector("ladder-tiny", task, 48, augment=moved)
-    assert model.preprocessing.canvas == (48, 64)
+    assert model.preprocessing.canvas == (48, 80)
     (image,), (target,) = model.encode_pairs([pixels], [drawn])
     gone = 0
     for seed in range(40):
@@ -151,7 +151,7 @@ def test_boxes_follow_images():
                 assert np.abs([*spot.amin(0), *(spot.amax(0) + 1)] - np.array([top, left, bottom, right])).max() <= 2
     assert gone and own.ignored.tolist() == (own.labels == 0).tolist()
     empty = Boxes([], [], (40, 60))
-    assert len(model.vary(image, empty.onto((48, 64)))[1]) == 0
+    assert len(model.vary(image, empty.onto((48, 80)))[1]) == 0
 
 
 def test_boxes_come_back_in_pixels_of_the_image():
@@ -211,11 +211,12 @@ def job(folder, out, kill_at):
         steps.append(1)
         if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
     model.head.look.register_forward_pre_hook(count)
-    history = fit(model, task_of_scenes(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
+    history = fit(model, task_of_scenes(), checkpoint=folder, every=3, resume=True, precision="fp32",
+                  **how | dict(epochs=3))
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 20)
+def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 11)
 
 
 def learnt_in_float64():

@@ -155,7 +155,7 @@ class Regions(nn.Module):
         scores, at = scores.detach().topk(min(self.proposals, len(anchors)), 1)
         moves = moves.detach().gather(1, at[..., None].expand(-1, -1, 4)).flatten(0, 1)
         boxes = clip_boxes_to_image(moved(anchors[at.flatten()], moves), canvas)
-        images = torch.arange(len(scores), device=at.device).repeat_interleave(at.shape[1])
+        images = torch.arange(scores.shape[0], device=at.device).repeat_interleave(at.shape[1])
         keep = distinct(boxes, scores.flatten(), images, canvas, .7)
         return torch.cat([images[keep, None].to(boxes), boxes[keep]], 1)
 
@@ -332,11 +332,12 @@ class Detector(DetectorInputs):
         "Those that boxes need, and the coarser ones."
         maps, modules = super()._maps(backbone, image_size)
         strides = [own.stride for own in maps.values()]
-        if self.widen is not None: strides = [strides[0] * times for times in (1 / 4, 1 / 2, 1, 2)]
+        if self.widen is None: strides = [2 ** round(math.log2(own)) for own in strides] # as if no side were odd
+        else: strides = [strides[0] * times for times in (1 / 4, 1 / 2, 1, 2)]
         if self.anchors is None: self.anchors = list(map(list, anchors_for(self.sizes, strides).items()))
         require_anchors(self.anchors, strides)
         finest = min(stride for stride, _ in self.anchors)
-        if self.widen is None: maps = {name: own for name, own in maps.items() if own.stride >= finest}
+        if self.widen is None: maps = {name: maps[name] for name, own in zip(maps, strides) if own >= finest}
         self.strides = [stride for stride in strides if stride >= finest or self.widen is not None]
         return maps, modules
 
