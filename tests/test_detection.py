@@ -54,6 +54,7 @@ def task_of_scenes(sizes=(36, 16, 16)):
 
 def detector(frozen=0, dtype=torch.float32, **options):
     model = vision.detector("ladder-tiny", task_of_scenes(), 48, width=8, **options).to(dtype)
+    model.proposals = model.head.regions.proposals = 60 # fewer are faster
     freeze(model, frozen)
     return model
 
@@ -166,13 +167,13 @@ def test_boxes_come_back_in_pixels_of_the_image():
         {"class": "green"}, score=0.9, box=[16, 24, 64, 48], id=2)
 
 
-@pytest.mark.parametrize("frozen", [1, 3, 5])
+@pytest.mark.parametrize("frozen", [2, 5])
 def test_the_cache_is_exact_with_four_places(frozen):
-    "In float64, for 30 steps"
+    "In float64, for 18 steps"
     def run(cache, **more):
         model = detector(frozen, torch.float64)
         before = [fingerprint(block) for block in blocks(model)]
-        history = fit(model, task_of_scenes(), cache=cache, **how | more)
+        history = fit(model, task_of_scenes(), cache=cache, **how | dict(epochs=3) | more)
         assert [a == b for a, b in zip(before, map(fingerprint, blocks(model)))] == [i < frozen for i in range(6)]
         return np.array(history.train_loss), history.prefix
     (ours, prefix), (theirs, none) = run(True), run(False)
@@ -190,15 +191,20 @@ def test_what_is_looked_at_is_kept_at_its_places():
 
 
 def test_views_are_kept_with_their_boxes():
-    history = fit(detector(5, augment=v2.RandomAffine(20, (.1, .1))), task_of_scenes(), views=2, **how)
+    history = fit(detector(5, augment=v2.RandomAffine(20, (.1, .1))), task_of_scenes(), views=2, **how | dict(epochs=2))
     assert "2 views of each" in history.prefix and np.isfinite(history.train_loss).all()
 
 
-def test_it_learns():
-    task, model = task_of_scenes((120, 30, 30)), detector()
-    fit(model, task, **how | dict(epochs=15))
-    judged = evaluate(model, task.test)
-    assert judged.map50 > .4 and judged.score_name == "map" and len(judged) == 30
+@pytest.fixture(scope="module")
+def learnt():
+    task, model = task_of_scenes((72, 16, 16)), detector()
+    history = fit(model, task, **how | dict(epochs=14))
+    return task, model, history, evaluate(model, task.test)
+
+
+def test_it_learns(learnt):
+    task, model, history, judged = learnt
+    assert judged.map50 > .3 and judged.score_name == "map" and len(judged) == 16
     shown = judged.show(task.test.inputs, 2)
     assert str(shown).count("F1") == 2 and shown._repr_html_().count("<img") == 4
     assert sum(judged.errors().values()) and judged.details()["per_class"][0]["boxes"] > 3
@@ -231,13 +237,13 @@ def test_two_processes(tmp_path):
 
 
 def test_swept_over_depths():
-    swept = depth.sweep(lambda seed: detector(), task_of_scenes((24, 12, 12)), seeds=1, epochs=1, strategy="all",
+    swept = depth.sweep(lambda seed: detector(), task_of_scenes((12, 8, 8)), seeds=1, epochs=1, strategy="all",
                         progress=False)
     assert swept.scores[0] == "map" and len(swept.rows) == 6 and len(swept.recommend().interval) == 2
     swept.plot()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t", "vit_b_16", "timm/resnet10t"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t", "timm/vit_tiny_patch16_224"])
 def test_every_family_of_maps(name):
     task = task_of_scenes((2, 2, 2))
     model = vision.detector(name, task, 64, pretrained=False).eval()
@@ -253,10 +259,9 @@ def test_every_family_of_maps(name):
 
 # Files of a model
 
-def test_saved_loaded_and_exported(tmp_path):
-    task, model = task_of_scenes(), detector()
-    history = fit(model, task, **how)
-    saving.save(tmp_path/"m", model, task, history, evaluate(model, task.test))
+def test_saved_loaded_and_exported(learnt, tmp_path):
+    task, model, history, judged = learnt
+    saving.save(tmp_path/"m", model, task, history, judged)
     loaded = finetune_nb.load(tmp_path/"m")
     assert fingerprint(loaded.model) == fingerprint(model) and loaded.model.objective == model.objective
     assert loaded.model.anchors == model.anchors and loaded.model.preprocessing == model.preprocessing
@@ -386,7 +391,7 @@ def again(top): # the annotation of another image, and of this one
     (top/"annotations"/"00b.xml").write_text((top/"annotations"/"00.xml").read_text())
 
 
-faults = { # what is done to the first of forty, what is found, what then, and what the message names
+faults = { # what is done to the first of twelve, what is found, what then, and what the message names
     "zero": (lambda top: xml(top, (9, 9, 9, 20)), "box that cannot be used", "skips",
              "object 1, 'red': its size is zero"),
     "inverted": (lambda top: xml(top, (30, 9, 9, 20)), "box that cannot be used", "skips", "inverted or negative"),
@@ -418,10 +423,10 @@ faults = { # what is done to the first of forty, what is found, what then, and w
 @pytest.mark.parametrize("fault", faults)
 def test_what_is_wrong_is_named(tmp_path, fault):
     spoil, what, then, says = faults[fault]
-    for i in range(40): voc(tmp_path, i)
+    for i in range(12): voc(tmp_path, i)
     spoil(tmp_path)
-    report = preflight.check(tmp_path, progress=False)
-    if what is None: assert not report.skipped and len(report.inputs) == 40, report
+    report = preflight.check(tmp_path, most_bad=.2, progress=False)
+    if what is None: assert not report.skipped and len(report.inputs) == 12, report
     else:
         assert findings(report)[what].then == then, report
         assert any(says in f"{place}: {reason}" for place, reason in findings(report)[what].places), report
@@ -434,7 +439,7 @@ def test_what_is_wrong_is_named(tmp_path, fault):
     (lambda top, i: table(top, i, change=lambda own: [x / 64 for x in own]), "shares of the image, expected pixels"),
     (lambda top, i: coco(top, i, change=lambda own: [*own[:2], own[0] + own[2], own[1] + own[3]]), "all of them do")])
 def test_numbers_that_are_meant_otherwise(tmp_path, write, says):
-    for i in range(40): write(tmp_path, i)
+    for i in range(12): write(tmp_path, i)
     report = preflight.check(tmp_path, progress=False)
     assert not report.ok and any(says in why for why in report.stops), report
 
@@ -489,7 +494,7 @@ def run(monkeypatch, capsys, *words):
 
 
 def test_from_a_folder_to_boxes(monkeypatch, capsys, tmp_path):
-    for i in range(40): coco(tmp_path/"scenes", i)
+    for i in range(20): coco(tmp_path/"scenes", i)
     folder, model = tmp_path/"scenes", tmp_path/"m"
     fast = "--backbone", "ladder-tiny", "--image-size", 48, "--epochs", 2, "--learning-rate", 0.01
     code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", model, "--json")
