@@ -27,12 +27,12 @@ from .engine.citations import CITATION_RULES, IMPORTED_AS, LIBRARIES, read_citat
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
 from .engine.labels import Classification
-from .engine.objective import Objective, kinds, size, take
+from .engine.objective import Objective, asked_in, size, take
 from .engine.photographs import draw_tiles
 from .engine.pictures import open_image
 from .engine.scenes import draw_scenes
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
-from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups
+from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups, left_over
 from .engine import detection, mask_baselines, tag_baselines # they are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
@@ -91,18 +91,19 @@ class Task:
     validation: Examples # choices are made on these
     test: Examples # looked at once
     made: dict = field(default_factory=dict) # how it was made: seed, versions, fingerprint
+    unlabelled: Sequence = () # further inputs, of which nobody has said what they are
 
     def __post_init__(self):
         try:
             asked = self.objective if isinstance(self.objective, Objective) else Classification(self.objective)
             object.__setattr__(self, "objective", asked)
             for part in PARTS: object.__setattr__(self, part, _checked(part, getattr(self, part), asked))
+            object.__setattr__(self, "unlabelled", many("unlabelled", self.unlabelled))
             asked.require(self.train.targets)
         except ValueError as error: raise ValueError(f"Task {self.name!r}: {error}") from error
 
     @property
-    def classes(self) -> Sequence[str]: # their names; none where something else is asked
-        return self.objective.classes
+    def classes(self) -> Sequence[str]: return self.objective.classes # names; none where something else is asked
     @property
     def num_classes(self) -> int: return len(self.classes)
 
@@ -224,7 +225,8 @@ def topics(labels_per_class:int=20, # training sentences of each of the 10 class
     parts = split(found["labels"], labels_per_class, validation_per_class, test_per_class, seed, found["groups"])
     made = dict(seed=seed, labels_per_class=labels_per_class,
                 versions=found["versions"], fingerprint=found["fingerprint"])
-    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made=made)
+    return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made,
+                left_over(everything.inputs, parts))
 
 # %% ../nbs/01b_data.ipynb #b08f2bf4
 def _read(name, libraries, rules, read):
@@ -248,9 +250,10 @@ def _tagged(name, classes, found, num_train, num_validation, num_test, seed):
                          f"for, and there are {len(texts)} in {len(members)} groups: ask for at least one of each, "
                          "and not for more than there are.")
     everything, made = Examples(texts, tags), dict(seed=seed, num_train=num_train, labels_per_class=num_train)
-    parts = [everything.subset(part) for part in (rng.permutation(train)[:num_train], validation, test)]
+    train, rest = np.split(rng.permutation(train), [num_train])
+    parts = [everything.subset(part) for part in (train, validation, test)]
     made |= dict(versions=found["versions"], fingerprint=found["fingerprint"])
-    return Task(name, "text", Tagging(classes), *parts, made=made)
+    return Task(name, "text", Tagging(classes), *parts, made, take(texts, rest))
 
 # %% ../nbs/01b_data.ipynb #c7d20b64
 @typed
@@ -293,7 +296,8 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
     images, labels = _digits()
     parts = split(labels, labels_per_class, validation_per_class, test_per_class, seed)
     made = dict(seed=seed, labels_per_class=labels_per_class, fingerprint=fingerprint_of(images.numpy().tobytes()))
-    return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made=made)
+    return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made,
+                left_over(images, parts))
 
 # %% ../nbs/01b_data.ipynb #048ad142
 @typed
@@ -301,12 +305,15 @@ def photographs(labels_per_class:int=20, # training tiles of each of the 17 pict
                 seed:int=0, # same seed, same tiles
                 validation_per_class:int=20, # validation tiles of each picture
                 test_per_class:int=60, # test tiles of each picture
+                unlabelled_per_class:int=0, # further tiles of each picture, of the same parts as those to learn from
                )->Task: # an image task; images `uint8[N, 1, 96, 96]`
     "Which photograph is it a part of? Grey tiles of those that scikit-image, scikit-learn and matplotlib ship."
     if labels_per_class < 1: raise ValueError(f"labels_per_class must be at least 1, got {labels_per_class}.")
-    classes, parts, made = draw_tiles([labels_per_class, validation_per_class, test_per_class], seed)
-    made |= dict(seed=seed, labels_per_class=labels_per_class)
-    return Task("photographs", "image", classes, *(Examples(*part) for part in parts), made=made)
+    few, more = labels_per_class, whole("unlabelled_per_class", unlabelled_per_class, 0)
+    classes, parts, made = draw_tiles([few + more, validation_per_class, test_per_class], seed)
+    drawn, *others = (Examples(*part) for part in parts)
+    known, made = np.arange(len(drawn)) % (few + more) < few, made | dict(seed=seed, labels_per_class=few)
+    return Task("photographs", "image", classes, drawn.subset(known), *others, made, drawn.subset(~known).inputs)
 
 # %% ../nbs/01b_data.ipynb #5ce2e5a1
 @typed
@@ -318,14 +325,6 @@ def scenes(num_train:int=20, # training scenes, at least 1
     "Which ground is each pixel? Brick, grass and gravel in regions, cut out of photographs that scikit-image ships."
     objective, parts, made = draw_scenes([num_train, num_validation, num_test], whole("seed", seed, 0))
     return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
-
-# %% ../nbs/01b_data.ipynb #6f5e88d2
-def _asked(report:Report) -> tuple[Objective, Sequence]: # and targets, checked
-    "What a pre-flight found to be asked; one that does not say found classes."
-    kind = kinds[getattr(report, "objective", "classification")]
-    targets = getattr(report, "targets", report.labels)
-    objective, targets = kind.of_targets(targets, report.classes, getattr(report, "objectives", None))
-    return objective, objective.check(targets)
 
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
@@ -341,7 +340,7 @@ def task_of(report, # the `Report` of a pre-flight that goes on
             raise ValueError(f"{name} must be above 0 and below 1, a share of the examples, got {share}.")
     if not hasattr(report, "require"): raise ValueError(f"report must be what check gave, got {told(report)}.")
     report.require()
-    objective, targets = _asked(report)
+    objective, targets = asked_in(report)
     parts, given = np.array(report.parts), sorted(set(report.parts) - {""})
     where = {part: np.flatnonzero(parts == part) for part in given} or {"train": np.arange(len(parts))}
     shares = [objective.held_out if share is None else share for share in (validation, test)]
@@ -352,7 +351,7 @@ def task_of(report, # the `Report` of a pre-flight that goes on
     everything = Examples(report.inputs, targets)
     made = dict(seed=seed, labels_per_class=labels_per_class, source=report.source, given=given, skipped=report.skipped)
     chosen = [everything.subset(where[part]) for part in PARTS]
-    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made=made)
+    return Task(Path(report.source).resolve().name, report.kind, objective, *chosen, made, report.unlabelled)
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed

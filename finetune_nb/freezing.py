@@ -237,7 +237,7 @@ def summarise(found:list[Block], # of a model
         part = learning if 0 < learning < counts[i] and i >= depth else None
         return SummaryRow(block.name, counts[i], i < depth or not learning, share, part)
     rows = list(map(row, range(len(found)), found))
-    return FreezeSummary([row.frozen for row in rows].index(False), rows)
+    return FreezeSummary(next((i for i, row in enumerate(rows) if not row.frozen), len(rows)), rows)
 
 def _named_by_hand(model, parts, name):
     "A block from a `Block`, a module, or a list of modules and bare parameters."

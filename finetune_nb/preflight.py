@@ -42,16 +42,14 @@ class Report(ReportBase):
     objective: str = "classification" # what is to be learnt; or "multi_label", "regression", "several"
     targets: list = field(default_factory=list) # what each should be answered with; none given: its label
     order: list|dict = () # of the classes, as it was given; by column for "several"; none: the usual one
+    unlabelled: list = field(default_factory=list) # inputs of which nobody says what they are
+    rows_without_label: list[str] = field(default_factory=list) # of the skipped places, those that are among these
 
     def __post_init__(self): self.targets = list(self.targets) or list(self.labels)
 
     @property
     def classes(self) -> list|dict: # those that can be learnt: the training part's, where there is one
         return target_kind(self.objective).classes([self.targets[i] for i in learnt(self.parts)], self.order)
-
-    def counts(self) -> pd.DataFrame:
-        "Usable examples of each class, by part; of numbers, their range."
-        return target_kind(self.objective).counts(self.targets, self.parts)
 
 # %% ../nbs/01c_preflight.ipynb #6c01c3eb
 def _note_disagreement(members:Sequence[Example], kind:TargetKind, notes:Notes):
@@ -173,10 +171,17 @@ def _read(request:Request, kind:str|None, notes:Notes) -> Found:
     "What a reader finds, without what cannot be used."
     try:
         found = reader_of(request.path, kind, request.objective).read(request, kind, notes)
-        examples = found.kind.examine(found.examples, request, notes)
+        examples = found.kind.examine(found.examples + found.unlabelled, request, notes)
     except PermissionError as error:
         raise OSError(f"{error.filename!r} may not be read by this user: check its permissions.") from error
-    return replace(found, examples=resolve_copies(examples, found.targets, notes))
+    labelled, others = ([own for own in examples if (own.label is None) == none] for none in (False, True))
+    return replace(found, examples=resolve_copies(labelled, found.targets, notes), unlabelled=others)
+
+def _without_label(found:Found, skipped:list[str]) -> tuple[list, list[str]]: # inputs, and skipped places among them
+    "Those that are no copy of an example with a label, which might be one to be judged on."
+    known = {example.key for example in found.examples}
+    inputs = [example.input for example in found.unlabelled if example.key not in known]
+    return inputs, sorted({example.place for example in found.unlabelled} & set(skipped))
 
 def _judge(found:Found, notes:Notes) -> np.ndarray: # int[N], the groups of the examples
     "Which examples stay together, and can their targets be learnt?"
@@ -212,11 +217,11 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     found = _read(request, kind, notes)
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
-    skipped = sum(len(finding.places) for finding in findings if finding.then == "skips")
+    skipped = [place for finding in findings if finding.then == "skips" for place, _ in finding.places]
     return Report(request.source, found.kind.name, [example.input for example in examples],
                   [example.label for example in examples], [example.part for example in examples], groups,
-                  findings, len(examples) + skipped, most_bad, found.targets.name,
-                  [example.target for example in examples], found.classes)
+                  findings, len(examples) + len(skipped), most_bad, found.targets.name,
+                  [example.target for example in examples], found.classes, *_without_label(found, skipped))
 
 # %% ../nbs/01c_preflight.ipynb #80863328
 @typed

@@ -22,7 +22,7 @@ from torch import nn
 import finetune_nb
 from .adapters import adapted, merged, save_adapter
 from .data import Examples, Task
-from .engine.arguments import expect, many, network, place, whole
+from .engine.arguments import expect, many, network, number, place, whole
 from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.families import refuse_wrong_hash
@@ -102,6 +102,13 @@ def _row(given, answer, objective, top:int) -> dict: # of a table
     if not isinstance(answer, Unreadable): return dict(input=_shown(given)) | objective.said(answer, top, given)
     nothing = dict.fromkeys(objective.said(objective.nothing, top))
     return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
+
+def _only_sure(rows:pd.DataFrame, least:float, objective) -> pd.DataFrame:
+    "Without the classes that are less probable."
+    if "probability" not in rows:
+        raise ValueError("Only a model that gives one class and its probability can abstain, and this one answers "
+                         f"{objective.kind.replace('_', ' ')}: leave abstain out.")
+    return rows.assign(**{"class": rows["class"].astype(object).where(rows.probability >= least, None)})
 
 def _readable(kind, given): # the input, or an `Unreadable`; `kind`: of a model's inputs, where it is known
     "In an empty text there is nothing to read, as in training."
@@ -195,6 +202,11 @@ class _OfBoxes(_OfPixels):
         return [answer if isinstance(answer, Unreadable) else self.model.objective.boxes_of(answer, given)
                 for given, answer in zip(inputs, self.answers(inputs, batch_size))]
 
+    def __repr__(self):
+        if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
+        names = ", ".join(self.classes[:6]) + " …" * (len(self.classes) > 6)
+        return f"Predictor of {len(self.classes)} classes for {self.model.inputs}s: {names}"
+
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
 class Predictor(_OfBoxes):
@@ -210,6 +222,7 @@ class Predictor(_OfBoxes):
                 windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
                 masks:str|Path|None=None, # of masks: a folder, into which they are written; nothing is overwritten
                 boxes:str|Path|None=None, # of boxes: a file .json (COCO) or .csv, or a folder (VOC, and pictures)
+                abstain:float|None=None, # no class is named whose probability is below this, 0 to 1
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
         one, objective = isinstance(inputs, str | Path) or hasattr(inputs, "convert"), self.model.objective
@@ -220,12 +233,8 @@ class Predictor(_OfBoxes):
         for what, where in (("masks", masks), ("boxes", boxes)):
             if where is not None: self._write(what, where, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
-        return pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
-
-    def __repr__(self):
-        if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
-        names = ", ".join(self.classes[:6]) + " …" * (len(self.classes) > 6)
-        return f"Predictor of {len(self.classes)} classes for {self.model.inputs}s: {names}"
+        rows = pd.DataFrame([_row(given, answer, objective, top) for given, answer in zip(inputs, answers)])
+        return rows if abstain is None else _only_sure(rows, number("abstain", abstain, 0, 1), objective)
 
 # %% ../nbs/10_your_own_data.ipynb #565ed461
 def _read_about(folder:Path) -> dict:

@@ -17,6 +17,7 @@ from .engine.arguments import expect, many, place, typed
 from .engine.batches import Batches, Whole, batch_order
 from .engine.callbacks import Callback
 from .engine.checkpoints import Checkpoints
+from .engine.guesses import fit_with_guesses
 from .engine.history import History
 from .engine.judging import answers_of, judge, objective_for
 from .engine.labels import Classification
@@ -101,11 +102,13 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         resume:bool=False, # go on from the newest one in the folder, if there is one
         score:Callable|None=None, # chooses the best epoch: takes an `Evaluation`, more is better; None: its first score
         objective:Objective|None=None, # what is asked, class weights and all; None: the task's
+        unlabelled:str|None=None, # guess labels for `task.unlabelled`, too: "self-training" or "label-spreading"
         callbacks:Sequence[Callback]=(), # are told how it goes, and may end it
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
     "Train what is not frozen; keep the weights that do best on validation."
-    return prepared(as_model(model), task, dict(locals())).go()
+    told, model = dict(locals()), as_model(model)
+    return prepared(model, task, told).go() if unlabelled is None else fit_with_guesses(prepared, model, task, told)
 
 # %% ../nbs/05_training.ipynb #acccb2e3
 def prepared(model:Model, task:Task,

@@ -256,7 +256,7 @@ def test_the_baseline_reads_files(tmp_path):
 
 class Report:
     "What a pre-flight says of texts with these targets"
-    source, kind, skipped = "reviews.csv", "text", []
+    source, kind, skipped, unlabelled = "reviews.csv", "text", [], []
 
     def __init__(self, objective, targets, classes=(), parts=None, groups=None, **more):
         self.objective, self.targets, self.classes = objective, list(targets), classes

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 import finetune_nb
 from finetune_nb import cache, cli, data, depth, freezing, gradient, interpret, preflight, pretraining, saving, text
-from finetune_nb import training, vision, widgets
+from finetune_nb import training, unlabelled, vision, widgets
 from finetune_nb.engine import findings, targets
 from finetune_nb.engine.commands import examples as examples_of
 from finetune_nb.engine.explanations import Score
@@ -78,6 +78,7 @@ def fitted(): return training.fit(network(), task(), epochs=1, progress=False)
 def swept(): return depth.sweep(lambda seed: network(), task(), [0, 1], seeds=1, epochs=1, progress=False)
 
 
+def guessing(): return dict(known=np.random.rand(6, 4), labels=np.arange(6) % 2, others=np.random.rand(9, 4))
 def small_recipe(): return Recipe(2, 8, 8, 32, points=16)
 def bowl(weights): return (weights**2).sum()
 def right(): return {0: np.array([[1., 0, 1]]), 1: np.array([[1., 1, 1]])}
@@ -192,6 +193,9 @@ def calls():
         "training.predict": lambda: dict(model=network(), inputs=few().inputs),
         "training.parameter_groups": lambda: dict(model=network(), depth=1, learning_rate=1e-3, head_learning_rate=0.1),
         "training.fit": lambda: dict(model=network(), task=task(), epochs=1) | quiet,
+        "unlabelled.self_training": lambda: dict(guessing()),
+        "unlabelled.label_spreading": lambda: dict(guessing()),
+        "unlabelled.next_to_label": lambda: dict(model=network(), inputs=few().inputs, by="diversity") | quiet,
         "saving.save": lambda: dict(folder=files()/"model", model=network(), task=task(), history=fitted(),
                                     evaluation=training.evaluate(network(), few())),
         "saving.Predictor": lambda: dict(vars(reader())),
@@ -208,6 +212,11 @@ def calls():
         "interpret.deletion": lambda: dict(score=score(), orders=[[0, 2, 1]]),
         "interpret.shuffled_head": lambda: dict(model=network()),
         "interpret.sanity_check": lambda: dict(model=reader().model, given="a good day", draws=1),
+        "confidence.reliability": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
+        "confidence.calibration_error": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
+        "confidence.best_temperature": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
+        "confidence.calibrate": lambda: dict(model=network(), task=task()),
+        "confidence.strangeness": lambda: dict(model=network(), task=task(), inputs=few().inputs),
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),
@@ -292,6 +301,7 @@ slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, cla
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`
 no_calls |= {"adapters.FASTER", "compression.Compressed", "compression.Distilled"} # what `compress` and `distil` make
+no_calls |= {"unlabelled.WAYS", "unlabelled.BY"} # names
 no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give
 no_calls |= {f"cli.{name}" for name in cli.__all__} # see the command line
 offered = {f"{module}.{name}" for module in finetune_nb._names for name in
@@ -340,7 +350,7 @@ def test_arguments(rng, aside):
 odd_words = ["", "-1", "0", "1e-3", "nan", "nope", "--", "-", "~", "é", "🙂", "a" * 300, "*", "$HOME", "nowhere.csv",
              "/dev/null", "text", "image", "regression", "9" * 24, "0x10", "1,5", "[]", "\udc80"]
 missing = dict(text="nowhere.csv", image="nowhere", run="nowhere", depth="neither", pretrain="nowhere", check="nowhere",
-               predict="nowhere", explain="nowhere", export="nowhere", compress="nowhere")
+               predict="nowhere", explain="nowhere", export="nowhere", compress="nowhere", next="nowhere")
 
 
 def options_of(command):

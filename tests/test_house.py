@@ -28,10 +28,10 @@ FLOORS = [
     "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
     "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.states engine.threads "
     "engine.batches engine.prefix engine.cutting engine.taps",
-    "training engine.settings engine.judging engine.steps engine.history engine.callbacks engine.checkpoints "
-    "engine.run engine.explanations",
-    "depth pretraining saving interpret engine.runs engine.sweeps engine.places engine.cards engine.pretrainer "
-    "engine.choosing compression engine.onnx_models engine.recalled",
+    "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
+    "engine.checkpoints engine.run engine.guesses engine.explanations",
+    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
+    "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

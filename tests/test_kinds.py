@@ -1,4 +1,4 @@
-"""A kind of task, and a family of backbones, that are defined in files of tests: everything works with them."""
+"""A kind of task, and a family of backbones, that are defined in files of tests, and two heads: all works with them."""
 import json
 import os
 import signal
@@ -13,7 +13,9 @@ import torch
 import finetune_nb
 from conftest import root
 from finetune_nb import depth, evaluate, fit, freeze, saving, vision
-from finetune_nb.data import Examples, Task
+from finetune_nb.data import Classification, Examples, Task
+from finetune_nb.engine.numbers import Regression
+from finetune_nb.engine.several import Several
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
 from mosaic import Mosaic # which registers its family
@@ -57,9 +59,9 @@ def halves(count, seed):
 def sides(dtype=None): return Task("sides", "image", ["left", "right"], halves(40, 0), halves(30, 1), halves(30, 2))
 
 
-def tiny(frozen, seed=0, dtype=torch.float32):
+def tiny(frozen, seed=0, dtype=torch.float32, asked=2):
     torch.manual_seed(0)
-    model = vision.classifier("mosaic-tiny", 2, seed=seed).to(dtype)
+    model = vision.classifier("mosaic-tiny", asked, seed=seed).to(dtype)
     freeze(model, frozen)
     return model
 
@@ -74,6 +76,19 @@ class Own:
 
 owns = {"points": Own(finder, sky, "f1", ["first", "second", "head"], 70),
         "mosaic": Own(tiny, sides, "accuracy", ["stem", "layer1", "layer2", "head"], 50)}
+
+asked_both = Several(dict(side=Classification(["left", "right"]), brightness=Regression()))
+
+
+def two_questions(dtype=None):
+    def both(part):
+        return Examples(part.inputs, dict(side=part.targets, brightness=part.inputs.float().mean((1, 2, 3))))
+    return Task("both", "image", asked_both, *map(both, (halves(40, 0), halves(30, 1), halves(30, 2))))
+
+
+def two_heads(frozen, seed=0, dtype=torch.float32): return tiny(frozen, seed, dtype, asked_both)
+
+all_of_them = owns | {"both": Own(two_heads, two_questions, "mean_score", owns["mosaic"].blocks, 0)}
 
 
 @pytest.fixture(params=owns)
@@ -94,10 +109,11 @@ def test_targets_are_checked():
         Task("sky", "picture", Points(), inside, outside, inside)
 
 
-@pytest.mark.parametrize("name, frozen", [(name, i) for name in owns for i in range(1, len(owns[name].blocks))])
+@pytest.mark.parametrize("name, frozen", [(name, i) for name, own in all_of_them.items()
+                                          for i in range(1, len(own.blocks))])
 def test_the_cache_is_exact(name, frozen):
     "In float64, for 50 steps and more, to 1e-9, dropout, random losses and all; and what is frozen stays"
-    own = owns[name]
+    own = all_of_them[name]
     def run(cache):
         model = own.make(frozen, dtype=torch.float64)
         before = [fingerprint(block) for block in blocks(model)]
@@ -112,27 +128,29 @@ def test_the_cache_is_exact(name, frozen):
 
 
 def job(name, folder, out, kill_at):
-    model, steps = owns[name].make(1), []
+    model, steps = all_of_them[name].make(1), []
     def count(*_):
         steps.append(1)
         if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
     blocks(model)[-1].modules[-1].register_forward_pre_hook(count)
-    history = fit(model, owns[name].task(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
+    history = fit(model, all_of_them[name].task(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path, name="points"): killed_and_resumed(job, tmp_path, 14, name)
+@pytest.mark.parametrize("name", ["points", "both"])
+def test_killed_and_resumed(tmp_path, name): killed_and_resumed(job, tmp_path, 14, name)
 
 
 def learn_in_float64(name):
     "Of blocks each process has its own masks of dropout, and its own batch norms: the head alone"
-    own = owns[name]
+    own = all_of_them[name]
     model = own.make(len(own.blocks) - 1, dtype=torch.float64)
     history = fit(model, own.task(torch.float64), **how)
     return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path, name="points"):
+@pytest.mark.parametrize("name", ["points", "both"])
+def test_two_processes(tmp_path, name):
     one, ours, theirs = alone_and_in_two(learn_in_float64, tmp_path, name)
     assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
 

@@ -404,7 +404,7 @@ def test_several_classes_an_example(tmp_path):
     assert "as in 'sad;fun': learnt as multi-label; if " in note_of(report, "several classes an example")
     assert report.counts()["examples"].to_dict() == {"fun": 20, "sad": 20}
     assert report.summary()["classes"] == {"fun": 20, "sad": 20} and report.summary()["objective"] == "multi_label"
-    assert "examples in 2 classes, any number of them each; 2 skipped" in report.verdict
+    assert "any number of them each; 1 skipped, at most 10% may be; 1 without labels" in report.verdict
     plain = checked(tmp_path/"tags.csv", objective="classification", most_bad=0.1)
     assert plain.classes == [";", "fun", "sad", "sad;fun"] and "several classes an example" not in found(plain)
 
@@ -873,7 +873,7 @@ def test_bad_images_of_a_dataset_are_skipped_by_row(tmp_path, image_dataset):
         "missing label": ["pets, row 84"], "truncated image": ["pets, row 81"],
         "unreadable image": ["pets, row 82"], "missing image": ["pets, row 83"],
         "one example in two classes": ["pets, row 85", "pets, row 86"]}
-    with pytest.raises(ValueError, match=r"6 of 86 examples \(7.0%\) cannot be used"):
+    with pytest.raises(ValueError, match=r"5 of 86 examples \(5.8%\) cannot be used"):
         data.from_datasets(str(tmp_path/"pets"))
     assert data.from_datasets(str(tmp_path/"pets"), most_bad=0.1).made["skipped"] == report.skipped
 

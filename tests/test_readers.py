@@ -489,7 +489,8 @@ def test_a_folder_of_texts_without_class_is_no_class(tmp_path, name):
     report = checked(tmp_path, kind="text")
     assert report.ok and report.classes == ["neg", "pos"]
     assert found(report)["folder without labels"][1] == {
-        f"train/{name}": "10 text files left out: by its name, nobody says which class they are of"}
+        f"train/{name}": "10 text files that only a training with --unlabelled (unlabelled=) learns from"}
+    assert len(report.unlabelled) == 10
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "checkpoint.safetensors"])

@@ -159,7 +159,8 @@ class Trained:
         return (dict(task=task.name, objective=task.objective.kind, backbone=self.model.name,
                      freeze_depth=history.settings.get("freeze_depth"), blocks=names)
                 | learnt | scores | dict(loss=evaluation.loss, num_test=len(task.test)) | made
-                | dict(stopped=history.stopped, frozen_prefix=history.prefix))
+                | dict(stopped=history.stopped, frozen_prefix=history.prefix)
+                | (dict(unlabelled=history.unlabelled) if history.unlabelled else {}))
 
 def fine_tune(task, # a `Task`
               model, # a `Model`

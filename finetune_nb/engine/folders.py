@@ -82,12 +82,17 @@ def part_folders(folder:Path # any
     found = {PART_OF[sub.name.lower()]: sub for sub in named}
     return found if "train" in found else {}
 
+def _unlabelled_beside(top:Path, given:dict[str, Path]) -> list[Path]:
+    "Folders beside those of the parts whose files have no class."
+    return [sub for sub in sorted(top.iterdir()) if given and sub.name.lower() in _UNLABELLED and sub.is_dir()]
+
 def _note_beside(top:Path, given:dict[str, Path], endings:Collection[str], what:str, notes:Notes):
     "Folders and files that lie beside the folders of the parts."
     for sub in filter(hidden, there := sorted(top.iterdir()) if given else []):
         notes.note("hidden or system file", sub.name, "left out")
     there = [sub for sub in there if not hidden(sub)]
-    beside = [sub.name for sub in there if sub.is_dir() and sub not in given.values()]
+    known = [*given.values(), *_unlabelled_beside(top, given)]
+    beside = [sub.name for sub in there if sub.is_dir() and sub not in known]
     loose = [sub.name for sub in there if sub.is_file() and sub.suffix.lower() in endings]
     if beside:
         notes.note("folder beside the parts", ", ".join(beside),
@@ -105,13 +110,20 @@ def _note_depth(top:Path, folder:Path, below:dict[str, set], what:str, notes:Not
                    f"if these are the classes, give {str(folder/label)!r}")
 
 # %% ../../nbs/engine/15_folders.ipynb #1c8e70fa
-def _of_part(top:Path, folder:Path, endings:Collection[str], notes:Notes, what:str) -> list[tuple[Path, str]]:
+def _note_unlabelled(top:Path, files:list[tuple[Path, None]], what:str, notes:Notes):
+    "By its name, nobody says which class a folder is of."
+    where = Counter(next(folder for folder in file.parents if folder.name.lower() in _UNLABELLED) for file, _ in files)
+    for folder, count in where.items():
+        notes.note("folder without labels", folder.relative_to(top), f"{count:,} {what}s that only a training with "
+                   "--unlabelled (unlabelled=) learns from")
+
+def _of_part(top:Path, folder:Path, endings:Collection[str], notes:Notes, what:str) -> list[tuple[Path, str|None]]:
     "The files of a part, and their classes."
-    found, loose, unlabelled, below = [], [], Counter(), defaultdict(set)
+    found, loose, unlabelled, below = [], [], [], defaultdict(set)
     for file in walk(top, folder, endings, notes):
         label, *deeper = file.relative_to(folder).parts
         if not deeper: loose.append(file)
-        elif label.lower() in _UNLABELLED: unlabelled[label] += 1
+        elif label.lower() in _UNLABELLED: unlabelled.append((file, None))
         elif any("\ud800" <= letter <= "\udfff" for letter in label):
             notes.stop("folder name that is no text", ascii(label), "its bytes are not UTF-8: rename it")
         else:
@@ -120,24 +132,25 @@ def _of_part(top:Path, folder:Path, endings:Collection[str], notes:Notes, what:s
     if loose:
         notes.note(f"{what} in no class", loose[0].relative_to(top),
                    f"{len(loose)} left out: they lie beside the class folders, in none of them")
-    for label, count in unlabelled.items():
-        notes.note("folder without labels", (folder/label).relative_to(top),
-                   f"{count:,} {what}s left out: by its name, nobody says which class they are of")
+    _note_unlabelled(top, unlabelled, what, notes)
     _note_depth(top, folder, below, what, notes)
-    return found
+    return found + unlabelled
 
 def labelled_files(top:Path, # a folder of class folders, or of parts
                    endings:Collection[str], # in small letters, as in ".jpg"
                    notes:Notes, # what was found is added
                    what:str="file", # what such a file is called
                    example:str="cat/1.jpg", # how one would be found
-                  )->list[tuple[Path, str, str]]: # files, their classes and their parts, "" where there are none
-    "Files, their classes and their parts, from the folders that they are in."
+                  )->list[tuple[Path, str|None, str]]: # files, their classes and their parts, "" where there are none
+    "Files, their classes and their parts, from the folders that they are in; None: nobody says which class it is."
     given = part_folders(top)
+    aside = [(file, None) for folder in _unlabelled_beside(top, given) for file in walk(top, folder, endings, notes)]
+    _note_unlabelled(top, aside, what, notes)
     _note_beside(top, given, endings, what, notes)
     found = [(file, label, part) for part, folder in (given or {"": top}).items()
              for file, label in _of_part(top, folder, endings, notes, what)]
-    if not found:
+    found += [(file, None, "train") for file, _ in aside]
+    if not any(label for _, label, _ in found):
         notes.stop("no classes", "", f"no folder in {str(top)!r} has {what}s in it, "
                                      f"expected a folder for each class, as in {example}")
     return found

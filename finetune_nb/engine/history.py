@@ -26,6 +26,7 @@ class History:
     prefix: str = "" # what became of the frozen prefix: run once, and where its states are kept; or why not
     score: str = "accuracy" # by which the best epoch is chosen
     threads: str = "" # how many threads were chosen, and why; empty: PyTorch's own number
+    unlabelled: str = "" # what became of guessed labels; empty: nobody asked for them
 
     @property
     def seconds(self) -> float: return self.epochs[-1]["seconds"] if self.epochs else 0.0
@@ -45,8 +46,9 @@ class History:
 
     def __repr__(self):
         best = f"{self.validation_score:.1%}" if is_share(self.score) else shown(self.score, self.validation_score)
+        guesses = f"; {self.unlabelled}" if self.unlabelled else ""
         return (f"{len(self.epochs)} epochs in {self.seconds:.1f} s, best epoch {self.best_epoch} "
-                f"with {best} on validation; {self.stopped}")
+                f"with {best} on validation; {self.stopped}{guesses}")
 
     def plot(self) -> Picture:
         "Losses and the validation score against epochs; the best epoch is marked."

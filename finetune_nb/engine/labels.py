@@ -169,6 +169,7 @@ class Classification(ClassTargets):
     classes: Sequence[str] # their names; a target is a position in this list
     class_weights: str|Sequence[float]|None = None # of the loss; "balanced": each class weighs as much as any other
     label_smoothing: float = 0.0 # share of the target that is spread over all classes, 0 to below 1
+    temperature: float = 1.0 # scores are divided by it for the answers, not for the loss; above 1: less sure
     problem_type, pipeline = "single_label_classification", "{}-classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
@@ -178,6 +179,7 @@ class Classification(ClassTargets):
         self.class_weights = _weights(self.class_weights, count)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing}.")
+        if self.temperature <= 0: raise ValueError(f"temperature must be above 0, got {self.temperature}.")
 
     @property
     def nothing(self): return np.full(len(self.classes), np.nan)
@@ -199,7 +201,9 @@ class Classification(ClassTargets):
 
     def answers(self, outputs, batch):
         "The probability of each class, `float[B, C]`."
-        return outputs.softmax(1).cpu().numpy()
+        return (outputs / self.temperature).softmax(1).cpu().numpy()
+
+    def sure(self, answers): return np.sort(answers, 1)[:, -2:] @ [-1, 1] # the likeliest class's lead over the next
 
     def judge(self, answers, targets, losses):
         "Accuracy and macro F1."
@@ -214,10 +218,8 @@ class Classification(ClassTargets):
         "The likeliest classes and their probabilities."
         if not 1 <= top <= len(answer):
             raise ValueError(f"top must be between 1 and the {len(answer)} classes, got {top}.")
-        found = {}
-        for rank, i in enumerate((-answer).argsort(kind="stable")[:top], 1):
-            suffix = "" if rank == 1 else f"_{rank}"
-            found |= {f"class{suffix}": self.classes[i], f"probability{suffix}": float(answer[i])}
+        found, best = {}, zip(["", *(f"_{rank}" for rank in range(2, top + 1))], (-answer).argsort(kind="stable"))
+        for end, i in best: found |= {f"class{end}": self.classes[i], f"probability{end}": float(answer[i])}
         return found
 
     def output_target(self, answer, target=None, given=None): return class_target(self.classes, answer, target)
@@ -338,6 +340,10 @@ class MultiLabel(ManyTargets):
     def answers(self, outputs, batch):
         "The probability of each class, `float[B, C]`."
         return outputs.sigmoid().cpu().numpy()
+
+    def sure(self, answers):
+        "How far the least sure class is from one half."
+        return abs(2 * answers - 1).min(1)
 
     def tuned(self, answers, targets):
         "The thresholds of the best F1 on validation."

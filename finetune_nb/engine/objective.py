@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'take', 'size', 'joined', 'Looks', 'Evaluation', 'is_share', 'shown', 'Asked', 'OutputTarget', 'Answered',
-           'Objective', 'objective_of']
+           'Objective', 'objective_of', 'asked_in']
 
 # %% ../../nbs/engine/00_objective.ipynb #b17c20d9
 import dataclasses
@@ -210,6 +210,12 @@ class Answered(Asked):
         "What the outputs mean."
         raise NotImplementedError(f"{type(self).__name__} has no answers.")
 
+    def sure(self, answers # N
+            )->np.ndarray: # float[N], 0 to 1
+        "How sure each answer is."
+        raise ValueError(f"How sure answers of {self.kind.replace('_', ' ')} are is not known: "
+                         'choose by="diversity".')
+
     def said(self, answer, # one of `answers`
              top:int=1, # alternatives to name
              given=None, # the input that it answers
@@ -273,3 +279,10 @@ def objective_of(about:dict # what `to_json` wrote: its `kind`, and the class's 
     if kind not in kinds:
         raise ValueError(f"There is no objective {kind!r}: it must be one of {', '.join(sorted(kinds))}.")
     return kinds[kind].from_json(about)
+
+# %% ../../nbs/engine/00_objective.ipynb #90850f4d
+def asked_in(report # of a pre-flight
+            )->tuple: # an `Objective`, and the targets, checked
+    "What a pre-flight found to be asked."
+    found = kinds[report.objective].of_targets(report.targets, report.classes, getattr(report, "objectives", None))
+    return found[0], found[0].check(found[1])

@@ -143,6 +143,8 @@ class Learning(Shared):
                   min=1) = None # passes over the examples
     patience:option(Optional[int], "Stop after so many epochs without improvement. [default: never]",
                     min=1) = None # epochs without improvement
+    unlabelled:option(Optional[str], "Guess labels for examples without, and learn from both, if that does better on "
+                      "validation: `self-training` or `label-spreading`. [default: no]") = None # guess labels?
     cache:option(bool, "Run frozen blocks once for each example, not in every epoch.",
                  "--cache/--no-cache") = True # once?
     checkpoint:place("A folder for checkpoints, one every 100 steps.") = None # a folder
@@ -153,7 +155,7 @@ class Learning(Shared):
 
     def settings(self):
         "And what one run is told besides."
-        names = "epochs", "patience", "checkpoint", "resume", "seed"
+        names = "epochs", "patience", "checkpoint", "resume", "seed", "unlabelled"
         cache = self.cache and (self.cache_folder or True)
         told = super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
         if self.track is None: return told

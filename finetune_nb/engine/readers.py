@@ -10,7 +10,7 @@ __all__ = ['READERS', 'Found', 'Reader', 'register', 'reader_of', 'ImageFolders'
 import os, re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .class_names import in_order, missing, note_untidy, tidy
@@ -32,6 +32,7 @@ class Found:
     examples: list[Example]
     targets: TargetKind # of the targets of the examples
     classes: list|dict # that were named, whether there are examples of them or not
+    unlabelled: list[Example] = field(default_factory=list) # of which nobody says what they are
 
 class Reader:
     "Reads one form in which people keep examples."
@@ -77,17 +78,19 @@ def reader_of(path:Path, # or the name of a dataset
                             f"({', '.join(sorted(TABLES))}), or a folder with a folder for each class.")
 
 # %% ../../nbs/engine/13_readers.ipynb #7c53a552
-def _of_folders(request:Request, kind:Kind, notes:Notes) -> list[Example]:
+def _of_folders(request:Request, kind:Kind, notes:Notes) -> Found:
     "The files of class folders, unread."
     if request.objective not in (None, OneClass.name):
         raise ValueError(f"objective={request.objective!r} needs a table: folders say one class for each file.")
     files = labelled_files(request.path, kind.endings, notes, kind.files, kind.example)
-    for label in in_order(label for _, label, _ in files): note_untidy(label, label, notes)
-    found = []
+    for label in in_order(label for _, label, _ in files if label): note_untidy(label, label, notes)
+    found = Found(kind, [], OneClass(), [])
     for file, folder, part in files:
-        label = tidy(folder) or folder
-        found.append(Example(file, label, part, str(file.relative_to(request.path)), label))
-    return found
+        label = folder and (tidy(folder) or folder)
+        example = Example(file, label, part, str(file.relative_to(request.path)), label)
+        if label is not None: found.examples.append(example)
+        elif part in ("", "train"): found.unlabelled.append(example)
+    return replace(found, classes=in_order(example.label for example in found.examples))
 
 class ImageFolders(Reader):
     "Image files in folders of their classes."
@@ -95,9 +98,7 @@ class ImageFolders(Reader):
     def owns(self, path): return path.is_dir()
 
     def read(self, request, kind, notes):
-        images = KINDS["image"]
-        examples = _of_folders(request, images, notes)
-        return Found(images, examples, OneClass(), in_order(example.label for example in examples))
+        return _of_folders(request, KINDS["image"], notes)
 
 class TextFiles(Reader):
     "Text files in folders of their classes."
@@ -111,10 +112,10 @@ class TextFiles(Reader):
         return endings[".txt"] > sum(endings[ending] for ending in IMAGE_FILES)
 
     def read(self, request, kind, notes):
-        texts = KINDS["text"]
-        examples = _of_folders(request, texts, notes)
-        good = [example for example in examples if self._is_read(example, request.written.encoding, notes)]
-        return Found(texts, good, OneClass(), in_order(example.label for example in good))
+        found = _of_folders(request, KINDS["text"], notes)
+        def read(examples): return [own for own in examples if self._is_read(own, request.written.encoding, notes)]
+        good = read(found.examples)
+        return Found(found.kind, good, found.targets, in_order(own.label for own in good), read(found.unlabelled))
 
     def _is_read(self, example:Example, encoding, notes:Notes) -> bool:
         "Put the file's text in the place of its path, if there is one."
@@ -160,10 +161,13 @@ def _rows(table:Table, given:str, labels:Sequence[str], name:str, notes:Notes) -
         rows.append(Example(row[given], cells if len(labels) > 1 else class_name(row[labels[0]]), part, place))
     return rows
 
+def _says(label) -> bool:
+    "Does a cell, or one of several, say anything?"
+    return not all(map(missing, label.values() if isinstance(label, Columns) else [label]))
+
 def _without_secrets(rows:list[Example], notes:Notes) -> list[Example]:
     "Parts to choose by or to be judged on whose labels are all missing are left out: somebody keeps them secret."
-    def says(label): return not all(map(missing, label.values() if isinstance(label, Columns) else [label]))
-    secret = {row.part for row in rows} - {"", "train"} - {row.part for row in rows if says(row.label)}
+    secret = {row.part for row in rows} - {"", "train"} - {row.part for row in rows if _says(row.label)}
     for part in sorted(secret):
         count = sum(row.part == part for row in rows)
         notes.note("part without labels", part, f"{count:,} rows left out: none of them has a label")
@@ -193,16 +197,17 @@ def examples_in(tables:Sequence[Table], # one, or one for each part
     orders = {label: labelled[0].classes.get(label, ()) for label in labels}
     order = orders[labels[0]] if len(labels) == 1 else orders
     read = targets_of([row.label for row in rows], request.objective, order)
-    good = []
+    good, unlabelled = [], []
     for row, target in zip(rows, read.targets):
-        fault = kind.fault(row.input) or (target if isinstance(target, Fault) else None)
+        damaged = kind.fault(row.input)
+        fault = damaged or (target if isinstance(target, Fault) else None)
         if fault: notes.skip(fault.what, row.place, fault.reason)
-        else:
-            row.target = target
-            good.append(row)
+        else: good.append(replace(row, target=target))
+        if fault and not damaged and row.part in ("", "train") and not _says(row.label):
+            unlabelled.append(replace(row, label=None))
     _note_absent(orders, read.classes, notes)
     if read.remark: notes.note(read.remark.what, name, read.remark.reason)
-    return Found(kind, good, target_kind(read.objective), read.classes)
+    return Found(kind, good, target_kind(read.objective), read.classes, unlabelled)
 
 # %% ../../nbs/engine/13_readers.ipynb #d3307875
 def _tables_in(folder:Path) -> list[Path]:

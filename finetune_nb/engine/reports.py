@@ -43,15 +43,22 @@ def as_html(findings:Sequence[Finding], # in the order of the rows
 # %% ../../nbs/engine/17_reports.ipynb #cb702157
 class Verdict:
     "Whether to go on, and why not: what `findings` come to; a share `most_bad` of what was `read` may be skipped."
+    unlabelled = rows_without_label = () # inputs that nobody has named, and the skipped places of these
+
     @property
     def skipped(self) -> list[tuple[str, str]]: # place and reason
         return told(self.findings, "skips")
 
+    @property
+    def damaged(self) -> list[tuple[str, str]]: # of the skipped; what only lacks a label is whole
+        whole = set(self.rows_without_label)
+        return [(place, reason) for place, reason in self.skipped if place not in whole]
+
     def _too_many(self) -> list[str]:
         "A sentence, if more are skipped than may be."
-        bad = len(self.skipped)
+        bad = len(self.damaged)
         if bad <= self.most_bad * self.read: return []
-        (place, reason), *more = self.skipped
+        (place, reason), *more = self.damaged
         others = f" and {len(more)} more" if more else ""
         return [f"{bad} of {self.read} examples ({bad / self.read:.1%}) cannot be used, "
                 f"and at most {self.most_bad:.0%} may be: {place} ({reason}){others}; "
@@ -79,11 +86,16 @@ class ReportBase(Verdict):
     def contents(self) -> str: # what the examples are of, as in "in 3 classes"
         return target_kind(self.objective).contents(self.classes, self.targets)
 
+    def counts(self): # a table of pandas
+        "Usable examples of each class, by part; of numbers, their range."
+        return target_kind(self.objective).counts(self.targets, self.parts)
+
     @property
     def verdict(self) -> str:
         if self.stops: return "Stops: " + "; ".join(self.stops) + "."
-        skipped = f"; {len(self.skipped)} skipped, at most {self.most_bad:.0%} may be" if self.skipped else ""
-        return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}."
+        skipped = f"; {len(self.damaged)} skipped, at most {self.most_bad:.0%} may be" if self.damaged else ""
+        more = f"; {len(self.unlabelled):,} without labels" if self.unlabelled else ""
+        return f"Goes on with {len(self.inputs)} of {self.read} examples {self.contents}{skipped}{more}."
 
     def __repr__(self):
         return f"Pre-flight of {self.source!r}: {self.read:,} {self.kind}s\n{as_text(self.findings)}\n{self.verdict}"
@@ -96,7 +108,8 @@ class ReportBase(Verdict):
         "The same for programs, in what JSON can hold."
         findings = [dict(what=f.what, then=f.then, places=list(map(list, f.places))) for f in self.findings]
         return dict(source=self.source, kind=self.kind, objective=self.objective, read=self.read,
-                    usable=len(self.inputs), **target_kind(self.objective).summary(self.targets),
+                    usable=len(self.inputs), unlabelled=len(self.unlabelled),
+                    **target_kind(self.objective).summary(self.targets),
                     ok=self.ok, stops=self.stops, findings=findings)
 
     def measure_inputs(self,

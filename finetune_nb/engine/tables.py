@@ -25,7 +25,7 @@ def known_encoding(encoding:str|None # as somebody wrote it, in "Shift-JIS"
                   )->str|None: # as Python writes it
     "An encoding that Python knows by that name."
     try: return encoding and codecs.lookup(encoding).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise ValueError("encoding must be one that Python knows, as in utf-8, cp1252 or shift_jis, "
                          f"got {encoding!r}.") from error
 
