@@ -222,7 +222,7 @@ def job(folder, out, kill_at):
     Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
 
 
-def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 11)
+def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 18)
 
 
 def learnt_in_float64():
