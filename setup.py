@@ -7,8 +7,8 @@ config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 settings = config["DEFAULT"]
 lines = lambda key: settings.get(key, "").split("\n")[1:]
-extras = {name: lines(f"{name}_requirements") for name in ("offline", "datasets", "export", "compression", "adapters",
-                                                           "dev")}
+extras = {name: lines(f"{name}_requirements") for name in ("offline", "datasets", "excel", "heic", "export",
+                                                           "compression", "adapters", "dev")}
 
 setup(
     name=settings["pip_name"],

@@ -17,8 +17,8 @@ import typer
 from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
                                          draw_comparison, examples, in_json, lines_of_input, made,
                                          recalled_task, say, speak_utf8, sweep, train)
-from .engine.options import (Keeping, Labels, Learning, Reading, Sweeping, TextTable, argument, home, option,
-                                        place, require_ending, with_groups)
+from .engine.options import (Files, Keeping, Labels, Learning, Reading, Sweeping, TextTable, argument, home,
+                                        most_pixels, option, place, require_ending, with_groups)
 
 # %% ../nbs/20_command_line.ipynb #00815a8a
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown",
@@ -29,8 +29,8 @@ TEXT_TASKS = "topics", "citations", "software" # that are built in
 # %% ../nbs/20_command_line.ipynb #4f242c41
 @app.command()
 @with_groups
-def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSONL, Parquet, a folder of these or of .txt files by "
-                         "class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
+def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Parquet, a folder of these or of .txt "
+                         "files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
          backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
                          "or a folder.")="minilm",
          reading:Reading=Reading(), # how it reads them
@@ -223,7 +223,7 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
     """
     from finetune_nb import preflight
     report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
-                             objective=labels.objective, **table.written())
+                             objective=labels.objective, follow_links=labels.follow_links, **table.written())
     def reader():
         from finetune_nb import text
         return text.classifier(backbone, 2)
@@ -232,14 +232,14 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a15
-def _inputs(kind, files:list[str], table:TextTable) -> list: # of a kind of inputs, as `kind_of` gives it
+def _inputs(kind, files:list[str], table:TextTable, follow_links:bool=False) -> list: # of a `Kind`
     "What there is to predict: what lines of standard input say, or files and folders."
     from finetune_nb.engine.tables import known_encoding
     from finetune_nb.preflight import Unreadable, inputs_in
     encoding = known_encoding(table.encoding)
     def found(file):
         if file == "-": return kind.of_lines(lines_of_input(encoding))
-        try: return inputs_in(Path(file), kind.name, table.text_column, **table.written())
+        try: return inputs_in(Path(file), kind.name, table.text_column, follow_links=follow_links, **table.written())
         except (OSError, ValueError) as error: return [Unreadable(file, str(error))]
     return [given for file in files or ["-"] for given in found(file)]
 
@@ -270,7 +270,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             top:option(int, "Classes to name for each, the likeliest first.", min=1)=1,
             abstain:option(Optional[float], "Name no class that is less probable.", min=0, max=1)=None,
             batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
-            table:TextTable=TextTable(),
+            table:TextTable=TextTable(), own:Files=Files(),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,
             as_conll:option(bool, "Of a model of tags: a word and its tag a line.", "--conll")=False,
             masks:place("Of a model of masks: write them into this folder, as numbers and over their images.")=None,
@@ -286,7 +286,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     from finetune_nb import saving
     from finetune_nb.engine.readers import kind_of
     saved = saving.load(model)
-    inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
+    inputs = _inputs(kind_of(saved.model.inputs), files or [], table, own.follow_links)
     if as_conll: return _print_conll(saved, inputs, batch_size)
     answers = saved.predict(inputs, top, batch_size, windows, masks, boxes, abstain)
     print("".join(f"{in_json(row)}\n" for row in answers.to_dict("records")) if as_json else _as_csv(answers), end="")
@@ -333,6 +333,7 @@ def explain(model:argument(Path, "A folder that `--out` has written."),
                           "[default: the first]")=None,
             out:place("Where it is shown, `.png` of an image, `.html` of a text; a file that is there is replaced. "
                       "[default: `explanation` in this folder]")=None,
+            max_pixels:most_pixels()=None,
             as_json:option(bool, "Print it as one line of JSON.", "--json")=False):
     """Which words or pixels does an answer depend on, and does that explanation pass its checks?
 

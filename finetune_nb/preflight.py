@@ -17,6 +17,7 @@ import pandas as pd
 
 from .engine.arguments import place, typed
 from .engine.findings import Finding, Notes, Unreadable
+from .engine.folders import links
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
 from .engine.reports import ReportBase
@@ -205,6 +206,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
           objective:str|None=None, # "classification", "multi_label", "regression", "several", "tagging"; None: as seen
           delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
           quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
+          follow_links:bool=False, # also those that lead out of the folder; else they are refused
          )->Report: # what there is, what was found, and whether to go on
     "Read everything once, change nothing, and say what is wrong."
     if not 0 <= most_bad <= 1:
@@ -214,7 +216,7 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     labels = [label_column] if isinstance(label_column, str) else list(() if label_column is None else label_column)
     written, notes = Written(encoding, delimiter, quoting), Notes()
     request = Request(str(path), text_column, labels, objective, written, thorough, progress)
-    found = _read(request, kind, notes)
+    with links(follow_links): found = _read(request, kind, notes)
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()
     skipped = [place for finding in findings if finding.then == "skips" for place, _ in finding.places]
@@ -231,8 +233,9 @@ def inputs_in(path:Path, # a file or a folder
               encoding:str|None=None, # of a table's or a .txt file's letters; None: UTF-8, else guessed
               delimiter:str|None=None, # of a CSV file, one character; None: as its header looks
               quoting:str|None=None, # of its texts: "double", "backslash" or "none"; None: as they look
+              follow_links:bool=False, # also those that lead out of the folder
              )->list: # paths of images, or texts; an `Unreadable` for what cannot be read
     "What there is to predict, without labels."
     written = Written(encoding, delimiter, quoting)
     if not path.exists(): raise FileNotFoundError(f"There is no file and no folder {str(path)!r}.")
-    return kind_of(kind).inputs_in(path, text_column, written)
+    with links(follow_links): return kind_of(kind).inputs_in(path, text_column, written)

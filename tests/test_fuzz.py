@@ -3,7 +3,7 @@
 Each is answered with success or an error of our own, never with somebody else's traceback, never with a hang; and each
 row that was written is read, or told of.
 """
-import csv, functools, io, json, re, sys
+import csv, functools, gzip, importlib.util, io, json, re, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
@@ -76,10 +76,15 @@ def damaged(content, rng, most=4):
 # Images
 
 modes = dict(PNG="1 L LA P RGB RGBA I;16", JPEG="L RGB CMYK", GIF="1 L P", BMP="1 L P RGB",
-             TIFF="1 L LA P RGB RGBA CMYK YCbCr LAB I;16 I F", WEBP="RGB RGBA")
-endings = dict(PNG=".png", JPEG=".jpg", GIF=".gif", BMP=".bmp", TIFF=".tif", WEBP=".webp")
+             TIFF="1 L LA P RGB RGBA CMYK YCbCr LAB I;16 I F", WEBP="RGB RGBA", AVIF="L RGB RGBA")
+endings = dict(PNG=".png", JPEG=".jpg", GIF=".gif", BMP=".bmp", TIFF=".tif", WEBP=".webp", AVIF=".avif", HEIF=".heic")
 special = dict(JPEG=("progressive", True), TIFF=("compression", "tiff_lzw"), WEBP=("lossless", True),
-               PNG=("transparency", 0), GIF=("transparency", 0)) # how some are written
+               PNG=("transparency", 0), GIF=("transparency", 0), AVIF=("quality", 30),
+               HEIF=("quality", 30)) # how some are written
+if importlib.util.find_spec("pillow_heif"):
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+    modes["HEIF"] = "RGB"
 sizes = (32, 24), (1, 1), (1, 40), (40, 1), (17, 16)
 
 
@@ -272,7 +277,7 @@ def test_damaged_tables(rng, top):
     names, rows = some_rows(rng, True)
     text, _ = as_csv([names, *rows], True, rng.choice(",;\t|"), "\n", rng)
     content = damaged(text.encode(rng.choice(encodings), errors="replace"), rng)
-    (file := top/f"damaged{rng.choice(['.csv', '.tsv', '.jsonl', '.txt'])}").write_bytes(content)
+    (file := top/f"damaged{rng.choice(['.csv', '.tsv', '.json', '.jsonl', '.txt'])}").write_bytes(content)
     sound(ours(lambda: preflight.check(file, most_bad=0.5, objective=rng.choice(objectives))))
     ours(lambda: preflight.inputs_in(file, "text"))
 
@@ -314,16 +319,27 @@ def test_any_bytes(rng, top):
     content = some_bytes(rng, 300)
     text = tables.decoded(content, "a.txt", findings.Notes())
     assert text is None or isinstance(text, str)
-    (file := top/f"any{rng.choice(['.csv', '.tsv', '.jsonl', '.parquet', '.txt', '.docx'])}").write_bytes(content)
+    ending = rng.choice([".csv", ".tsv", ".json", ".jsonl.gz", ".parquet", ".xlsx", ".txt", ".docx"])
+    (file := top/f"any{ending}").write_bytes(content)
     sound(ours(lambda: preflight.check(file)))
     ours(lambda: preflight.inputs_in(file, "text"))
 
 
-@fuzz(300)
-def test_parquet(rng, top):
-    pytest.importorskip("pyarrow")
-    pd.DataFrame(dict(text=["one", "two", "three"] * 4, label=[0, 1] * 6)).to_parquet(buffer := io.BytesIO())
-    (file := top/"table.parquet").write_bytes(damaged(buffer.getvalue(), rng))
+@functools.cache
+def packed(ending):
+    "A whole table in a format that is no text"
+    frame, buffer = pd.DataFrame(dict(text=["one", "two", "three"] * 4, label=[0, 1] * 6)), io.BytesIO()
+    if ending == ".parquet": frame.to_parquet(buffer)
+    elif ending == ".xlsx": frame.to_excel(buffer, index=False)
+    else: buffer.write(gzip.compress(frame.to_csv(index=False).encode()))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("ending, reader", [(".parquet", "pyarrow"), (".xlsx", "openpyxl"), (".csv.gz", "gzip")])
+@fuzz(200)
+def test_packed_tables(rng, top, ending, reader):
+    pytest.importorskip(reader)
+    (file := top/f"table{ending}").write_bytes(damaged(packed(ending), rng))
     sound(ours(lambda: preflight.check(file, most_bad=0.5)))
 
 

@@ -17,9 +17,9 @@ most_lines_of_a_cell = {"nbs": 30, "engine": 60} # that exports, by the folder o
 # A module imports from its own floor and from those below it. `engine.*_families` cannot be written here: name each.
 FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
-    "engine.pictures engine.delimited engine.conll engine.tags engine.tables engine.inputs engine.folders "
-    "engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers engine.tagged "
-    "engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
+    "engine.pictures engine.delimited engine.conll engine.tags engine.frames engine.tables engine.inputs "
+    "engine.folders engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers "
+    "engine.tagged engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
     "engine.boxes engine.box_writers engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.segmentation engine.detection engine.mask_baselines engine.segmentation_families engine.scenes "

@@ -95,7 +95,8 @@ def test_wheel_requires_nothing_of_nbdev(wheel):
     assert about["Name"] == "finetune-nb" and about["Requires-Python"] == ">=3.10"
     assert {"torch", "torchvision", "transformers", "typer"} <= required
     assert not required & tools
-    assert set(about.get_all("Provides-Extra")) == {"offline", "datasets", "export", "dev"}
+    extras = {"offline", "datasets", "excel", "heic", "export", "compression", "adapters", "dev"}
+    assert set(about.get_all("Provides-Extra")) == extras
 
 
 def test_wheel_holds_the_module_and_the_command(wheel):

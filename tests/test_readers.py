@@ -511,7 +511,7 @@ def test_a_model_that_is_saved_among_the_examples_is_no_class(tmp_path, weights)
     assert (report.kind, report.classes) == ("text", ["bad", "good"])
 
 
-@pytest.mark.parametrize("name", ["data.json", "page.html", "letter.docx", "scan.pdf"])
+@pytest.mark.parametrize("name", ["data.xml", "page.html", "letter.docx", "scan.pdf"])
 def test_a_file_of_another_kind_is_not_read_as_one_text(tmp_path, name):
     file = written(tmp_path/name, ['[{"text": "so so"}]'])
     unreadable, = preflight.inputs_in(file, "text")

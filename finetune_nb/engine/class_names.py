@@ -31,9 +31,9 @@ def tidy(name:str # as somebody typed it
 def class_name(cell # of a column of labels
               ): # a text, or the cell as it is, if it is the name of no class
     "A label as its class's name: a whole number or a yes or no may stand for itself."
+    if isinstance(cell, str): return tidy(cell)
     if isinstance(cell, float) and cell.is_integer(): cell = int(cell)
-    if isinstance(cell, int | np.integer | np.bool_): return str(cell)
-    return tidy(cell) if isinstance(cell, str) else cell
+    return str(cell) if isinstance(cell, int | np.integer | np.bool_) else cell
 
 def note_untidy(cell, # of a column of labels, or the name of a folder
                 place:str, # where it is

@@ -66,7 +66,7 @@ def checked(source, # a path, or the name of a dataset
     "Look at the data; a report that stops us is shown first."
     from finetune_nb.preflight import check
     report = check(source, kind, table.text_column, labels.label_column, labels.most_bad, objective=labels.objective,
-                   **table.written())
+                   follow_links=labels.follow_links, **table.written())
     if not report.ok: say(report)
     return report.require()
 
@@ -252,7 +252,8 @@ def recalled_task(folder:Path, # a saved model
     from finetune_nb.engine.recalled import recalled
     if source is None: return None
     task, why = recalled(folder, source, text_column=table.text_column, label_column=labels.label_column,
-                         most_bad=labels.most_bad, objective=labels.objective, **table.written())
+                         most_bad=labels.most_bad, objective=labels.objective,
+                         follow_links=labels.follow_links, **table.written())
     if task is None: raise ValueError(f"The model cannot be judged on {source!r}: {why}.")
     return task
 

@@ -6,6 +6,7 @@
 __all__ = ['PARTS', 'PART_OF', 'Finding', 'Fault', 'Unreadable', 'Notes', 'told', 'part_named', 'letters_fault']
 
 # %% ../../nbs/engine/10_findings.ipynb #3aa22591
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def part_named(name # of a folder, a file or a split, or what a cell says
     return PART_OF.get(str(name).strip().lower())
 
 # %% ../../nbs/engine/10_findings.ipynb #fa15a2b4
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+
 def letters_fault(words:str, # a text, or the name of a class
                   what:str, # what they are called: "text" or "label"
                  )->Fault|None: # None: nothing is wrong
@@ -80,5 +83,5 @@ def letters_fault(words:str, # a text, or the name of a class
     if "\0" in words or "\u2400" in words:
         reason = f"the {what} holds bytes of value 0: most often a file that was not written to its end"
         return Fault("NUL characters", reason)
-    if any("\ud800" <= letter <= "\udfff" for letter in words):
+    if _HALF_A_CHARACTER.search(words):
         return Fault("broken characters", f"the {what} holds half a character")

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from .findings import Fault, Finding, Notes, Unreadable, told
 from .folders import walk
 from .pictures import IMAGE_FILES, look, near_pairs, same_bytes
-from .tables import AS_IT_LOOKS, TABLES, Written, bytes_of, decoded, text_fault, texts_in
+from .tables import (AS_IT_LOOKS, TABLES, Written, bytes_of, decoded, table_ending, text_fault,
+                                       texts_in)
 from .targets import load_kinds, target_kind
 
 # %% ../../nbs/engine/12b_inputs.ipynb #4adbc169
@@ -109,7 +110,7 @@ class Images(Kind):
     name, files, endings, example = "image", "image", IMAGE_FILES, "cat/1.jpg"
 
     def require(self, path):
-        if not path.is_dir() and not (path.is_file() and path.suffix.lower() in TABLES):
+        if not path.is_dir() and not (path.is_file() and table_ending(path)):
             raise FileNotFoundError(f"There is no folder {str(path)!r}: give a folder that has a folder of images for "
                                     "each class, a table that names image files, or a dataset that `save_to_disk` "
                                     "wrote.")
@@ -214,7 +215,7 @@ class Texts(Kind):
     def of_file(self, file, text_column, written):
         notes, ending = Notes(), file.suffix.lower()
         if ending in self.forms: return self.forms[ending](file, written.encoding)
-        if ending in TABLES: texts, places = texts_in(file, text_column, notes, written)
+        if table_ending(file): texts, places = texts_in(file, text_column, notes, written)
         else: texts, places = [self._said_in(file, notes, written.encoding)], [str(file)]
         left_out = [Unreadable(place, reason) for place, reason in told(notes.findings(), "skips")]
         return [*map(self._readable, texts, places), *left_out]

@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 
 from .findings import Fault, Notes
 from .masks import BACKGROUND, UNKNOWN, Mask
-from .pictures import IMAGE_FILES
+from .pictures import image_formats
 from .tables import text_of
 
 # %% ../../nbs/engine/13d_mask_pictures.ipynb #0d13cbf8
-_LOSSY, _NUMBERS = {"JPEG", "MPO", "WEBP"}, {"1", "L", "P", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"} # of Pillow
+_LOSSY = {"AVIF", "HEIF", "JPEG", "MPO", "WEBP"}
+_NUMBERS = {"1", "L", "P", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"} # of Pillow
 _MOST = 64 # codes in a file: with more, its edges were smoothed, or it is no mask
 
 @dataclass
@@ -78,7 +79,7 @@ def _plain(image:Image.Image) -> Image.Image|Fault:
 def read_picture(file:Path) -> Coded|Fault:
     "The mask in a file, or why there is none."
     try:
-        with Image.open(file, formats=sorted({*IMAGE_FILES.values()})) as image:
+        with Image.open(file, formats=image_formats()) as image:
             if image.format in _LOSSY and not image.info.get("lossless"):
                 return Fault("lossy mask", f"it is a {image.format}, which blurs numbers: save masks as PNG")
             image.load()

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .class_names import in_order, missing, note_untidy, tidy
-from .findings import Fault, Notes, PART_OF, part_named
-from .folders import hidden, labelled_files, part_folders, saved_here, walk
+from .findings import Fault, Notes, part_named
+from .folders import hidden, labelled_files, part_folders, walk
 from .hugging_face import (class_columns, dataset_parts, features_of, image_column, is_saved,
                                              refuse_other_types, table_of)
 from .inputs import KINDS, Example, Kind, Request, kind_of
 from .pictures import IMAGE_FILES
-from .tables import (LABEL_NAMES, TABLES, Table, bytes_of, decoded, file_column, head_of, listed,
-                                       part_column, read_table, text_fault, which_columns)
+from .tables import (LABEL_NAMES, TABLES, Table, bytes_of, decoded, file_column, head_of, is_table,
+                                       listed, part_column, read_table, table_ending, text_fault, which_columns)
 from .targets import Columns, OneClass, TargetKind, class_name, load_kinds, target_kind, targets_of
 
 # %% ../../nbs/engine/13_readers.ipynb #eca203ed
@@ -105,11 +105,8 @@ class TextFiles(Reader):
     kinds = "text",
 
     def owns(self, path):
-        endings = Counter()
-        for where, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not saved_here(Path(where)/name)]
-            endings.update(Path(name).suffix.lower() for name in names)
-        return endings[".txt"] > sum(endings[ending] for ending in IMAGE_FILES)
+        endings = Counter(file.suffix.lower() for file in walk(path, path, {".txt", *IMAGE_FILES}, Notes()))
+        return 2 * endings[".txt"] > endings.total()
 
     def read(self, request, kind, notes):
         found = _of_folders(request, KINDS["text"], notes)
@@ -211,30 +208,36 @@ def examples_in(tables:Sequence[Table], # one, or one for each part
 
 # %% ../../nbs/engine/13_readers.ipynb #d3307875
 def _tables_in(folder:Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir()
-                  if file.suffix.lower() in TABLES and file.is_file() and not hidden(file))
+    return sorted(file for file in folder.iterdir() if is_table(file) and not hidden(file))
 
 def _parts_of(files:Sequence[Path], path:Path) -> list[str]: # "" of a single one
     "Which part is each of several tables?"
     if len(files) == 1: return [""]
-    parts = [PART_OF.get(file.stem.lower(), "") for file in files]
+    parts = [part_named(file.name.split(".")[0]) or "" for file in files]
     if "" in parts or "train" not in parts or len(set(parts)) < len(parts):
         names = ", ".join(file.name for file in files[:4]) + " …" * (len(files) > 4)
         raise ValueError(f"{str(path)!r} holds {len(files)} tables, {names}: name one of them, "
                          "or call them train, validation and test.")
     return parts
 
+def _pieces_in(folder:Path) -> list[tuple[Path, str]]: # and the part of each, "" if nobody says
+    "Parquet files, any number for a part: `train-00000-of-00002.parquet`, `train/0.parquet`."
+    found = [(file, part_named(re.split("[-_.]", file.name)[0]) or "") for file in _tables_in(folder)]
+    found = found or [(file, part) for part, sub in part_folders(folder).items() for file in _tables_in(sub)]
+    told = {part for _, part in found}
+    whole = told == {""} or "train" in told and "" not in told
+    return found if whole and all(file.suffix.lower() == ".parquet" for file, _ in found) else []
+
 class Tables(Reader):
     "Texts in a table, or in a folder of one, or of one for each part."
     kinds = "text",
-    def owns(self, path): return bool(_tables_in(path)) if path.is_dir() else path.exists()
+    def owns(self, path): return bool(_tables_in(path) or _pieces_in(path)) if path.is_dir() else path.exists()
 
     def read(self, request, kind, notes):
         path = request.path
-        files = _tables_in(path) if path.is_dir() else [path]
-        parts = _parts_of(files, path)
-        tables = [read_table(file, notes, request.written) for file in files]
-        for table, part in zip(tables, parts): table.part = part
+        files, pieces = (_tables_in(path), _pieces_in(path)) if path.is_dir() else ([path], [])
+        given = pieces or zip(files, _parts_of(files, path))
+        tables = [replace(read_table(file, notes, request.written), part=part) for file, part in given]
         return examples_in(tables, KINDS["text"], request, notes, request.text_column, path.name)
 
 # %% ../../nbs/engine/13_readers.ipynb #0c5d7ae1
@@ -242,8 +245,8 @@ class ImageIndex:
     "The image files below a folder, found by what a table calls them."
     def __init__(self, top:Path, notes:Notes):
         self.top, self.called = top, defaultdict(list)
-        for file in walk(top, top, [*IMAGE_FILES, *TABLES], notes):
-            if file.suffix.lower() not in TABLES: self.called[file.name].append(file)
+        for file in walk(top, top, [*IMAGE_FILES, *TABLES, ".gz"], notes):
+            if file.suffix.lower() in IMAGE_FILES: self.called[file.name].append(file)
         self.unnamed = {file: True for files in self.called.values() for file in files}
 
     def file(self, cell) -> Path|Fault:
@@ -285,7 +288,7 @@ def _image_tables(path:Path) -> list[tuple[Path, Path]]: # and the folder that h
         if not given and any(file.suffix.lower() in IMAGE_FILES for file in path.iterdir()):
             called = {"labels", "metadata", path.name.lower()}
             given = [(file, path) for file in _tables_in(path.absolute().parent) if file.stem.lower() in called]
-    return [(file, top) for file, top in given if file.suffix.lower() in TABLES and _names_images(file, top)]
+    return [(file, top) for file, top in given if table_ending(file) and _names_images(file, top)]
 
 # %% ../../nbs/engine/13_readers.ipynb #4be9063c
 class ImageTables(Reader):
@@ -339,7 +342,7 @@ class Datasets(Reader):
 
     def owns(self, path):
         if path.exists(): return is_saved(path)
-        if path.suffix.lower() in TABLES | {".txt"}: return False # somebody means a file
+        if table_ending(path) or path.suffix.lower() == ".txt": return False # somebody means a file
         return str(path).count("/") <= 1 and not str(path).startswith((".", "/", "~"))
 
     def read(self, request, kind, notes):

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
+from torch.nn import Module
+
 from ..data import Task
 from .arguments import expect, many, number, whole
 from .callbacks import Callback
@@ -71,6 +73,7 @@ def check_told(told:Mapping # the arguments of `fit`
     expect("unfreeze_at", told["unfreeze_at"], Mapping | None, "a dictionary of epochs and freeze depths, as in {3: 0}")
     for epoch in told["unfreeze_at"] or {}: whole("an epoch of unfreeze_at", epoch)
     expect("score", told["score"], Callable | None, "a function of an Evaluation")
+    if isinstance(told["score"], Module): raise ValueError("score must be a function of an Evaluation, got a network.")
     for own in many("callbacks", told["callbacks"]): expect("each of callbacks", own, Callback, "a Callback")
     expect("cache", told["cache"], bool | str | os.PathLike | None, "yes, no, or a folder")
     expect("checkpoint", told["checkpoint"], str | os.PathLike | None, "a folder")

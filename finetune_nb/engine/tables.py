@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['AS_IT_LOOKS', 'TABLES', 'TEXT_NAMES', 'LABEL_NAMES', 'PART_NAMES', 'FILE_NAMES', 'known_encoding', 'decoded',
-           'Written', 'Table', 'of_csv', 'of_jsonl', 'of_frame', 'bytes_of', 'text_of', 'head_of', 'read_table',
-           'listed', 'file_column', 'which_columns', 'part_column', 'text_fault', 'texts_in']
+           'Written', 'of_csv', 'of_jsonl', 'of_json', 'table_ending', 'is_table', 'bytes_of', 'text_of', 'head_of',
+           'read_table', 'listed', 'file_column', 'which_columns', 'part_column', 'text_fault', 'texts_in']
 
 # %% ../../nbs/engine/12_tables.ipynb #b1600443
-import codecs, csv, json, stat
+import codecs, csv, gzip, json, re, stat, zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import charset_normalizer
-import pandas as pd
 
 from .delimited import QUOTINGS, delimited_rows
 from .findings import Fault, Notes, letters_fault, part_named
+from .frames import Table, of_excel, of_frame, of_parquet
 from .pictures import IMAGE_FILES
 
 # %% ../../nbs/engine/12_tables.ipynb #238fff04
@@ -85,26 +85,6 @@ class Written:
 AS_IT_LOOKS = Written()
 
 # %% ../../nbs/engine/12_tables.ipynb #c60b181f
-TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"}
-
-@dataclass
-class Table:
-    "Rows of cells, and where each of them is."
-    columns: list[str]
-    rows: list[list] # as many cells as columns
-    places: list[str] # where each row is
-    part: str = "" # "train", "validation" or "test"; "" if nobody says
-    classes: dict[str, list[str]] = field(default_factory=dict) # of columns whose classes have an order of their own
-    def add(self, row:list, place:str):
-        "One more row."
-        self.rows.append(row)
-        self.places.append(place)
-
-    def column(self, i:int) -> list:
-        "The cells of the column at position `i`."
-        return [row[i] for row in self.rows]
-
-
 def of_csv(text:str, # all that the file says
            name:str, # the file's, for places
            ending:str, # ".csv" or ".tsv"
@@ -140,6 +120,10 @@ def _object(line:str) -> tuple[dict|None, str]:
     except (ValueError, RecursionError) as error: return None, f"it is no JSON ({error})"
     return (value, "") if isinstance(value, dict) else (None, "it is no JSON object")
 
+def _of_records(records:list[dict], places:list[str]) -> Table: # cells are None where a record lacks one
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    return Table(columns, [[record.get(column) for column in columns] for record in records], places)
+
 def of_jsonl(text:str, # all that the file says
              name:str, # the file's, for places
              notes:Notes, # lines that cannot be read are added
@@ -153,29 +137,48 @@ def of_jsonl(text:str, # all that the file says
         else:
             objects.append(value)
             places.append(f"{name}, line {number}")
-    columns = list(dict.fromkeys(key for value in objects for key in value))
-    return Table(columns, [[value.get(column) for column in columns] for value in objects], places)
+    return _of_records(objects, places)
 
-def of_frame(frame:pd.DataFrame, # with any columns
-             name:str, # for places
-            )->Table: # cells are objects, None where a value is missing
-    "A data frame's rows."
-    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
-    ordered = {str(column): list(map(str, kind.categories)) for column, kind in zip(frame.columns, frame.dtypes)
-               if isinstance(kind, pd.CategoricalDtype) and kind.ordered}
-    places = [f"{name}, row {i}" for i in range(1, len(rows) + 1)]
-    return Table(list(map(str, frame.columns)), rows, places, classes=ordered)
+def of_json(text:str, # all that the file says
+            name:str, # the file's, for places
+            notes:Notes, # entries that cannot be read are added
+           )->Table: # as of JSON lines, which some files hold that are called so
+    "A list of records."
+    expected = 'expected a list of records, as in [{"text": "well made", "label": "good"}]'
+    try: values = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        if text.startswith("{"): return of_jsonl(text, name, notes)
+        raise ValueError(f"{name} is no JSON ({error}), {expected}.") from error
+    if not isinstance(values, list): raise ValueError(f"{name} holds one {type(values).__name__}, {expected}.")
+    entries = [(f"{name}, entry {i}", value) for i, value in enumerate(values, 1)]
+    for place, value in entries:
+        if not isinstance(value, dict): notes.skip("entry that is no JSON object", place, f"it is {value!r:.60}")
+    records = [(place, value) for place, value in entries if isinstance(value, dict)]
+    return _of_records([value for _, value in records], [place for place, _ in records])
 
-def _of_parquet(file:Path) -> Table:
-    "A Parquet file's rows."
-    try: frame = pd.read_parquet(file)
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{file.name} is a Parquet file, which pandas reads with pyarrow, and that is not "
-                                  "installed: pip install 'finetune-nb[datasets]'.", name="pyarrow") from error
-    except Exception as error: # pyarrow's errors are of many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"{file.name} cannot be read as Parquet ({reason}): write it again.") from error
-    return of_frame(frame, file.name)
+# %% ../../nbs/engine/12_tables.ipynb #53cfa8a9
+_TEXTS = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
+TABLES = {*_TEXTS, ".parquet", ".xlsx"}
+_RECORDS = re.compile(rb"(\xef\xbb\xbf)?\s*(\[\s*\{|\{.*\}\s*\{)") # how these begin: a list, or a line each
+
+def table_ending(file:Path # any
+                )->str: # one of `TABLES`; "" if it is none
+    "The ending of a table, without `.gz`."
+    name = file.name.lower()
+    ending = Path(name.removesuffix(".gz")).suffix
+    return ending if ending in (_TEXTS if name.endswith(".gz") else TABLES) else ""
+
+def _head(file:Path) -> tuple[bytes, bool]: # and whether there is more
+    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as opened:
+        return opened.read(2**16), bool(opened.read(1))
+
+def is_table(file:Path # any
+            )->bool:
+    "By its ending; JSON by its beginning, too."
+    ending = table_ending(file) if file.is_file() else ""
+    if ending != ".json": return bool(ending)
+    try: return bool(_RECORDS.match(_head(file)[0]))
+    except (OSError, EOFError, zlib.error): return False
 
 # %% ../../nbs/engine/12_tables.ipynb #87fe5348
 _NO_FILE = ("it is a pipe or a device: write what comes from it to a file, with an ending that says what it is, "
@@ -196,6 +199,9 @@ def text_of(file:Path, # any
     except PermissionError as error:
         raise OSError(f"{str(file)!r} cannot be read ({error.strerror}): check that this user may read it.") from error
     except OSError as error: raise OSError(f"{str(file)!r} cannot be read: {error.strerror}.") from error
+    try: data = gzip.decompress(data) if file.suffix.lower() == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise OSError(f"{file.name} cannot be unpacked ({error}): fetch it, or write it, again.") from error
     text = decoded(data, file.name, notes, encoding)
     if text is not None: return text
     if encoding:
@@ -207,14 +213,15 @@ def text_of(file:Path, # any
 def head_of(file:Path, # with one of the endings of `TABLES`
            )->Table|None: # None: it cannot be read at a glance
     "The first rows of a table."
+    ending = table_ending(file)
     try:
-        if file.suffix.lower() == ".parquet": return _of_parquet(file)
-        with open(file, "rb") as opened: data, more = opened.read(2**16), opened.read(1)
+        if ending in (".json", ".parquet", ".xlsx"): return read_table(file, Notes())
+        data, more = _head(file)
         text = decoded(data[:data.rfind(b"\n") + 1] if more else data, file.name, Notes())
         if text is None: return None
-        if file.suffix.lower() in (".jsonl", ".ndjson"): return of_jsonl(text, file.name, Notes())
-        return of_csv(text, file.name, file.suffix.lower(), Notes(), Written(quoting="double"))
-    except (OSError, ValueError, ImportError): return None
+        if ending in (".jsonl", ".ndjson"): return of_jsonl(text, file.name, Notes())
+        return of_csv(text, file.name, ending, Notes(), Written(quoting="double"))
+    except (OSError, ValueError, ImportError, EOFError, zlib.error): return None
 
 def read_table(file:Path, # with one of the endings of `TABLES`
                notes:Notes, # what cannot be read is added
@@ -222,12 +229,14 @@ def read_table(file:Path, # with one of the endings of `TABLES`
               )->Table: # as the file has it
     "Any table, by its ending."
     if file.exists() and not file.is_file(): raise OSError(f"{str(file)!r} cannot be read: {_NO_FILE}.")
-    ending = file.suffix.lower()
-    if ending not in TABLES:
+    ending = table_ending(file)
+    if not ending:
         raise ValueError(f"{file.name} is no table that we know: expected {', '.join(sorted(TABLES))}, "
                          "or a folder of .txt files by class.")
-    if ending == ".parquet": return _of_parquet(file)
+    if ending == ".parquet": return of_parquet(file)
+    if ending == ".xlsx": return of_excel(file, notes)
     text = text_of(file, notes, written.encoding)
+    if ending == ".json": return of_json(text, file.name, notes)
     if ending in (".jsonl", ".ndjson"): return of_jsonl(text, file.name, notes)
     return of_csv(text, file.name, ending, notes, written)
 

@@ -168,9 +168,9 @@ def _cut(name:str, mark:str|None) -> list[str]:
 def separator(cells:Sequence # none of them empty
              )->str|None: # ";" or "|"; None: they are names of one class each
     "What cuts at least a fifth of the cells into parts that also occur alone?"
-    names = [name for name in map(class_name, cells) if isinstance(name, str)]
-    alone = set(names)
-    def cuts(mark): return sum(len(_cut(name, mark)) > 1 and alone.issuperset(_cut(name, mark)) for name in names)
+    names = Counter(name for name in map(class_name, cells) if isinstance(name, str))
+    def is_cut(name, mark): return len(_cut(name, mark)) > 1 and names.keys() >= set(_cut(name, mark))
+    def cuts(mark): return sum(count for name, count in names.items() if is_cut(name, mark))
     best = max(";|", key=cuts)
     return best if cuts(best) and 5 * cuts(best) >= len(cells) else None
 
