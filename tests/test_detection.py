@@ -226,7 +226,7 @@ def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 18)
 
 
 def learnt_in_float64():
-    history = fit(detector(3, torch.float64), task_of_scenes(), **how | dict(epochs=3))
+    history = fit(detector(3, torch.float64), task_of_scenes(), **how | dict(epochs=2))
     return history.train_loss, history.validation_score
 
 
