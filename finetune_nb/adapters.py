@@ -15,18 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .engine.arguments import number, place, typed, whole
+from .engine.arguments import library, number, place, typed, whole
 from .engine.models import Model, as_model
 from .freezing import FreezeSummary, blocks, freeze_depth, let_learn
 
 # %% ../nbs/34_lora.ipynb #c9fbbda9
-def _peft():
-    "The library, if it is there."
-    try: import peft
-    except ImportError as error:
-        raise ModuleNotFoundError("Adapters need the package peft: pip install 'finetune-nb[adapters]'.",
-                                  name="peft") from error
-    return peft
+def _peft(): return library("adapters", "Adapters need", "peft")
 
 def _head(model) -> list[str]: # its parameters, which learn in any case
     own = set(blocks(model)[-1].parameters())

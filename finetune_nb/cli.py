@@ -268,7 +268,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
             files:argument(Optional[list[str]], "Images, folders of them; tables, .txt files. "
                            "[default: standard input, a text a line]")=None,
             top:option(int, "Classes to name for each, the likeliest first.", min=1)=1,
-            abstain:option(Optional[float], "Name no class that is less probable.", min=0, max=1)=None,
+            abstain:option(float, "Name no class that is less probable.", min=0, max=1)=0.0,
             batch_size:option(int, "Examples at a time; changes the speed only.", min=1)=64,
             table:TextTable=TextTable(), own:Files=Files(),
             as_json:option(bool, "One JSON object a line, instead of CSV.", "--json")=False,
@@ -333,7 +333,7 @@ def explain(model:argument(Path, "A folder that `--out` has written."),
                           "[default: the first]")=None,
             out:place("Where it is shown, `.png` of an image, `.html` of a text; a file that is there is replaced. "
                       "[default: `explanation` in this folder]")=None,
-            max_pixels:most_pixels()=None,
+            max_pixels:most_pixels(Optional[int], "Read an image of so many. [default: 89,478,485]")=None,
             as_json:option(bool, "Print it as one line of JSON.", "--json")=False):
     """Which words or pixels does an answer depend on, and does that explanation pass its checks?
 

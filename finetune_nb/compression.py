@@ -24,7 +24,7 @@ from torch import nn
 # %% ../nbs/30_compression.ipynb #5938147b
 from .data import Examples, Task
 from .depth import difference
-from .engine.arguments import place, typed, whole
+from .engine.arguments import library, many, place, typed, whole
 from .engine.batches import Batches, Whole
 from .engine.families import family_called
 from .engine.judging import answers_of
@@ -46,8 +46,10 @@ def pace(model:Model, # of PyTorch, or of onnxruntime
          repeats:int=20, # of each measurement, at least 3
         )->dict: # `latency`: seconds of one example, the median; `throughput`: examples a second, 16 at a time
     "How fast does it answer, on one thread of a processor that does nothing else?"
+    if inputs is not None and not len(inputs := many("inputs", inputs)):
+        raise ValueError("pace got no inputs: give at least one.")
     encoded, before = model.samples(3) if inputs is None else model.encode(inputs), torch.get_num_threads()
-    many = [encoded[i % len(encoded)] for i in range(16)]
+    sixteen = [encoded[i % len(encoded)] for i in range(16)]
     torch.set_num_threads(1)
     if model.onnx: model = type(model)(model.original, model.onnx) # it has had its threads since it was made
     def seconds(batch):
@@ -58,7 +60,7 @@ def pace(model:Model, # of PyTorch, or of onnxruntime
         with torch.no_grad():
             model.eval()
             one = [seconds([encoded[i % len(encoded)]]) for i in range(whole("repeats", repeats, 3))][1:]
-            together = [seconds(many) for _ in range(max(3, repeats // 5))][1:]
+            together = [seconds(sixteen) for _ in range(max(3, repeats // 5))][1:]
     finally: torch.set_num_threads(before)
     return dict(latency=float(np.median(one)), throughput=16 / float(np.median(together)))
 
@@ -217,24 +219,19 @@ def _written(folder, out, overwrite:bool, old:Predictor, task, why:str, write, c
     return found
 
 # %% ../nbs/30_compression.ipynb #a8f077dc
-def _pruning():
-    "The library, if it is there."
-    try: import torch_pruning
-    except ImportError as error:
-        raise ModuleNotFoundError("Channels are pruned by the package torch-pruning: "
-                                  "pip install 'finetune-nb[compression]'.", name="torch-pruning") from error
-    return torch_pruning
-
 @typed
 def narrowed(model:Model, # of images, convolutional
              share:float=0.5, # of the channels, that goes: above 0, below 1
             )->Model: # a copy, which has to be fine-tuned
     "Without the channels whose weights are smallest (Li et al. 2017); torch-pruning knows what else they are read by."
-    pruning = _pruning()
+    pruning = library("compression", "Pruning channels needs", "torch_pruning")
     if not 0 < share < 1: raise ValueError(f"share must be above 0 and below 1, a share of the channels, got {share}.")
     if not hasattr(model, "widths") or not is_convolutional(model):
         raise ValueError(f"Channels are pruned in convolutional networks, and this {type(model).__name__} is none: "
                          "leave out whole layers instead, shallower(model, layers) (--layers).")
+    if model.objective is not None and model.objective.reads != "pooled":
+        raise ValueError("Channels are pruned where an image has one answer, and this model answers "
+                         f"{model.objective.kind.replace('_', ' ')}: make it smaller with int8 instead (--int8).")
     narrow = deepcopy(model).eval()
     freeze(narrow, 0) # what does not learn, torch-pruning does not see
     before, size = widths_of(narrow.backbone), narrow.preprocessing.image_size

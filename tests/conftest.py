@@ -1,6 +1,7 @@
 import functools
 import http.server
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -72,6 +73,21 @@ def quiet_environment():
 
 @pytest.fixture(scope="session")
 def quiet(): return quiet_environment()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "`command(*words)`: the exit code of `finetune-nb`, in this process, and what it says on its two streams"
+    def run(*words, given=None): # given: on standard input
+        from finetune_nb import cli # only where it is asked for
+        if given is not None:
+            stream = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8")
+            monkeypatch.setattr(sys, "stdin", stream)
+        monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
+        try: code = cli.main()
+        except SystemExit as end: code = end.code
+        return code or 0, *capsys.readouterr()
+    return run
 
 
 def copy_tree(target):

@@ -15,7 +15,7 @@ from torch import nn
 
 import finetune_nb
 from conftest import tiny_bert
-from finetune_nb import cli, depth, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import depth, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.adapters import biases, load_adapter, lora, merged, norms, save_adapter
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.steps import Steps
@@ -220,16 +220,14 @@ def test_peft_loads_it_with_the_head(make, tmp_path):
     fit(again, task_for(again), **how | dict(epochs=1))
 
 
-def test_the_command(tiny, tmp_path, monkeypatch, capsys):
+def test_the_command(command, tiny, tmp_path):
     (tmp_path/"moods.csv").write_text("text,label\n" + "".join(
         f"{'abcde'[i % 5] * (i // 5 + 2)} {'good' if i % 2 else 'bad'} day,{i % 2}\n" for i in range(40)))
     words = [tmp_path/"moods.csv", "--backbone", tiny, "--lora", 2, "--freeze-depth", 2, "--epochs", 1]
     out = ["--out", tmp_path/"out", "--json"]
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", "text", *map(str, words + out)])
-    with pytest.raises(SystemExit) as ended: cli.main()
-    said = capsys.readouterr()
-    assert not ended.value.code, said.err
-    result = json.loads(said.out.splitlines()[-1])
+    code, said, err = command("text", *words, *out)
+    assert not code, err
+    result = json.loads(said.splitlines()[-1])
     assert result["adapters"]["rank"] == 2 and result["trainable_parameters"] < result["total_parameters"] / 10
     assert (tmp_path/"out"/"adapter_model.safetensors").exists()
 

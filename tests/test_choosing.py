@@ -4,6 +4,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 import torch
+from types import SimpleNamespace
 from finetune_nb import data, pretraining
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine import commands
@@ -87,6 +88,7 @@ def test_few_examples_stand_for_all(targets, objective):
 
 def test_the_command_chooses_for_a_folder(monkeypatch, capsys):
     monkeypatch.setattr(pretraining, "choose", lambda task, image_size: Choice(lite0, {}, {}, 0, 0.0))
-    def asked(source, told): return commands.backbone_for(None, source, told, fractal, None)
+    task = SimpleNamespace(kind="image", objective=SimpleNamespace(backbone=""))
+    def asked(source, told): return commands.backbone_for(task, source, told, fractal, None)
     assert asked(None, None) == fractal and asked("pets", "resnet50") == "resnet50" and not capsys.readouterr().err
     assert asked("pets", None) == lite0 and lite0 in capsys.readouterr().err

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 import finetune_nb
 from conftest import tiny_bert
-from finetune_nb import cli, compression, data, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import compression, data, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.compression import Distilled, compress, distil, narrowed, pace, shallower
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import Classification
@@ -141,20 +141,15 @@ def test_channels_of_images_and_then_int8(seer, pets, tmp_path):
     assert np.abs(gap[0] - gap[1]).max() < 0.1
 
 
-def said_by(monkeypatch, capsys, *words):
-    "What the command prints as JSON"
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words), "--json"])
-    with pytest.raises(SystemExit) as ended: cli.main()
-    said = capsys.readouterr()
-    assert not ended.value.code, said.err
-    return json.loads(said.out.splitlines()[-1])
-
-
-def test_the_command(reader, moods, tmp_path, monkeypatch, capsys):
-    found = said_by(monkeypatch, capsys, "compress", reader, "--fp16", "--out", tmp_path/"small")
+def test_the_command(command, reader, moods, tmp_path):
+    def said(*words):
+        code, out, err = command("compress", reader, *words, "--fp16", "--json")
+        assert not code, err
+        return json.loads(out.splitlines()[-1])
+    found = said("--out", tmp_path/"small")
     assert found["examples"] == len(moods.validation) and found["bytes"][1] < 0.51 * found["bytes"][0]
     assert "finetune-nb compress" in said_of(tmp_path/"small")[0]
-    named = said_by(monkeypatch, capsys, "compress", reader, moods.made["source"], "--fp16", "--out", tmp_path/"again")
+    named = said(moods.made["source"], "--out", tmp_path/"again")
     assert named["scores"] == found["scores"]
 
 

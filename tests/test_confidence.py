@@ -1,6 +1,5 @@
 """How sure a model is: by hand, with planted temperatures, saved and loaded, and in the command."""
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.special import softmax
 
 import finetune_nb
 from conftest import tiny_bert
-from finetune_nb import cli, evaluate, fit, freeze, saving, text, vision
+from finetune_nb import evaluate, fit, freeze, saving, text, vision
 from finetune_nb.confidence import best_temperature, calibrate, calibration_error, reliability, strangeness
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import Classification
@@ -87,7 +86,7 @@ def test_shapes_must_fit(labels):
         best_temperature(np.full((3, 2), .5), labels)
 
 
-def test_it_abstains_below_a_limit(reader, tmp_path, monkeypatch, capsys):
+def test_it_abstains_below_a_limit(command, reader, tmp_path):
     model, task, history = reader
     folder = saving.save(tmp_path/"m", model, task, history, evaluate(model, task.test))
     saved, asked = finetune_nb.load(folder), ["it is dull", "who knows"]
@@ -95,14 +94,13 @@ def test_it_abstains_below_a_limit(reader, tmp_path, monkeypatch, capsys):
     limit = float(free.probability.mean())
     rows = saved.predict(asked, abstain=limit)
     assert rows.probability.tolist() == free.probability.tolist()
-    assert [name is not None for name in rows["class"]] == (free.probability >= limit).tolist() != [True, True]
+    named = rows["class"].notna().tolist()
+    assert named == (free.probability >= limit).tolist() and not all(named)
     with pytest.raises(ValueError, match="abstain must be"): saved.predict(asked, abstain=2)
     (tmp_path/"asked.csv").write_text("\n".join(["text", *asked]))
-    words = ["predict", folder, tmp_path/"asked.csv", "--abstain", limit, "--json"]
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-    with pytest.raises(SystemExit) as ended: cli.main()
-    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert not ended.value.code and [row["class"] for row in printed] == rows["class"].tolist()
+    code, out, _ = command("predict", folder, tmp_path/"asked.csv", "--abstain", limit, "--json")
+    printed = [json.loads(line)["class"] for line in out.splitlines()]
+    assert not code and [name is not None for name in printed] == named
 
 
 @pytest.mark.parametrize("depth", [0, 2])

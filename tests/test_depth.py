@@ -1,6 +1,5 @@
 """A sweep does what runs would do one by one, chooses on validation alone, can be stopped, saved and asked again."""
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_nb import cli, data, depth, evaluate, fit, freeze, text, vision
+from finetune_nb import data, depth, evaluate, fit, freeze, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.depth import Sweep, difference, optimism, rungs, sweep, train_only
 from finetune_nb.engine import runs as running
@@ -262,19 +261,12 @@ def test_one_block_alone(digits, block):
     assert {b.name for b in blocks(model) if fingerprint(b) != before[b.name]} == {block, "head"}
 
 
-def main(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", "depth", *map(str, options)])
-    with pytest.raises(SystemExit) as stopped: cli.main()
-    return stopped.value.code
-
-
-def test_the_command(monkeypatch, capsys, tmp_path, digits):
+def test_the_command(command, monkeypatch, tmp_path, digits):
     monkeypatch.setattr("finetune_nb.data.digits", lambda labels, seed: digits)
     options = ["image", "--labels-per-class", 3, "--image-size", 32, "--seeds", 1, "--epochs", 1]
-    assert main(monkeypatch, *options, "--compare", "--save", tmp_path/"sweep.json", "--json") == 0
-    printed = capsys.readouterr().out
+    code, printed, _ = command("depth", *options, "--compare", "--save", tmp_path/"sweep.json", "--json")
     result = json.loads(printed)
-    assert len(printed.splitlines()) == 1 and result["labels_per_class"] == 3
+    assert code == 0 and len(printed.splitlines()) == 1 and result["labels_per_class"] == 3
     assert result["model"] == "resnet18-fractal" and {0, 2, 4, 5} <= {row["depth"] for row in result["rows"]}
     compare = result["compare"]
     assert compare["ratio"] == pytest.approx(compare["seconds"] / compare["seconds_one_by_one"], rel=0.1)
@@ -283,11 +275,10 @@ def test_the_command(monkeypatch, capsys, tmp_path, digits):
     assert (tmp_path/"sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_in_words(monkeypatch, capsys, topics):
+def test_the_command_in_words(command, monkeypatch, topics):
     monkeypatch.setattr("finetune_nb.data.topics", lambda labels, seed: topics)
-    assert main(monkeypatch, "text", "--labels-per-class", 2, "--seeds", 1, "--epochs", 1) == 0
-    printed = capsys.readouterr().out
-    assert "learns from" in printed and "over the head alone" in printed and "layer.5" in printed
+    code, printed, _ = command("depth", "text", "--labels-per-class", 2, "--seeds", 1, "--epochs", 1)
+    assert code == 0 and "learns from" in printed and "over the head alone" in printed and "layer.5" in printed
 
 
 @pytest.mark.parametrize("options, sentence", [
@@ -295,17 +286,16 @@ def test_the_command_in_words(monkeypatch, capsys, topics):
     (["image", "no such folder"], "no folder"), (["image", "--labels-per-class", "5000"], "too few"),
     (["text", "--pooling", "max"], "pooling must be")],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "")
-def test_nonsense_costs_one_sentence(monkeypatch, capsys, options, sentence):
-    assert main(monkeypatch, *options) == 1
-    printed = capsys.readouterr()
-    assert sentence in printed.err and "Traceback" not in printed.err and printed.out == ""
+def test_nonsense_costs_one_sentence(command, options, sentence):
+    code, out, err = command("depth", *options)
+    assert code == 1 and sentence in err and "Traceback" not in err and out == ""
 
 
-def test_an_interrupted_command_has_no_result(monkeypatch, capsys):
+def test_an_interrupted_command_has_no_result(command, monkeypatch):
     def interrupted(*args, **more): raise KeyboardInterrupt
     monkeypatch.setattr(depth, "sweep", interrupted)
-    assert main(monkeypatch, "image", "--json") == 130
-    assert "no result" in capsys.readouterr().err
+    code, _, err = command("depth", "image", "--json")
+    assert code == 130 and "no result" in err
 
 
 def test_a_sweep_that_ended_can_be_saved_whatever_it_was_told():

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +14,7 @@ from torchvision.transforms import v2
 import finetune_nb
 import ladder # which registers its family
 from conftest import root
-from finetune_nb import cli, data, depth, evaluate, fit, freeze, preflight, saving, vision
+from finetune_nb import data, depth, evaluate, fit, freeze, interpret, preflight, saving, vision
 from finetune_nb.cache import Cut
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.boxes import Boxes, matched, overlaps
@@ -162,7 +161,7 @@ def test_boxes_come_back_in_pixels_of_the_image():
     class Batch: positions = [0]
     (answer,) = model.objective.answers(outputs, Batch)
     given = Image.new("RGB", (128, 96))
-    assert model.objective.boxes_of(answer, given).corners.tolist() == [[16, 24, 64, 48]]
+    assert model.objective.full_size(answer, given).corners.tolist() == [[16, 24, 64, 48]]
     assert model.objective.said(answer, given=given)["boxes"][0] == dict(
         {"class": "green"}, score=0.9, box=[16, 24, 64, 48], id=2)
 
@@ -209,6 +208,21 @@ def test_it_learns(learnt):
     assert str(shown).count("F1") == 2 and shown._repr_html_().count("<img") == 4
     assert sum(judged.errors().values()) and judged.details()["per_class"][0]["boxes"] > 3
     judged.plot()
+
+
+def test_a_box_is_explained(learnt):
+    "What is found depends on the pixels in it"
+    _, model, _, _ = learnt
+    pixels = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    pixels[0, 12:30, 16:40] = 220
+    found = interpret.explain(model, pixels, method="occlusion")
+    assert found.target.startswith("red")
+    values = found.values.reshape(48, 64)
+    assert values[12:30, 16:40].mean() > 2 * np.abs(values).mean()
+    with pytest.raises(ValueError, match="target must be a class that was found: found are"):
+        interpret.explain(model, pixels, "blue")
+    nothing = Boxes([], [], (48, 64), scores=[])
+    with pytest.raises(ValueError, match="there is no box to explain"): model.objective.output_target(nothing)
 
 
 def job(folder, out, kill_at):
@@ -485,38 +499,33 @@ def test_outlines_stay_masks(tmp_path):
 
 # The command
 
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-    try: cli.main()
-    except SystemExit as end: code = end.code or 0
-    else: code = 0
-    return code, *capsys.readouterr()
-
-
-def test_from_a_folder_to_boxes(monkeypatch, capsys, tmp_path):
+def test_from_a_folder_to_boxes(command, tmp_path):
     for i in range(20): coco(tmp_path/"scenes", i)
     folder, model = tmp_path/"scenes", tmp_path/"m"
     fast = "--backbone", "ladder-tiny", "--image-size", 48, "--epochs", 2, "--learning-rate", 0.01
-    code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", model, "--json")
+    code, out, err = command("image", folder, *fast, "--out", model, "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "detection" and 0 <= result["map50"] <= 1, err
     about = json.loads((model/"model.json").read_text())
     about["objective"]["threshold"] = 0.02
     (model/"model.json").write_text(json.dumps(about))
     told = "predict", model, folder/"images"/"00.jpg", folder/"images"/"01.jpg"
-    code, out, err = run(monkeypatch, capsys, *told, "--json", "--boxes", tmp_path/"found.json")
+    code, out, err = command(*told, "--json", "--boxes", tmp_path/"found.json")
     rows, written = [json.loads(line) for line in out.splitlines()], json.loads((tmp_path/"found.json").read_text())
     assert code == 0 and {own["id"]: own["name"] for own in written["categories"]} == {7: "red", 3: "green"}
     assert len(written["annotations"]) == sum(len(row["boxes"]) for row in rows) > 0
     assert {own["category_id"] for own in written["annotations"]} <= {3, 7}
-    code, out, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found.csv")
+    code, out, err = command(*told, "--boxes", tmp_path/"found.csv")
     assert code == 0 and (tmp_path/"found.csv").read_text().startswith("filename,width,height,class,xmin")
-    code, out, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found")
+    code, out, err = command(*told, "--boxes", tmp_path/"found")
     names = sorted(file.name for file in (tmp_path/"found").iterdir())
     assert names == ["00.xml", "00_boxes.jpg", "01.xml", "01_boxes.jpg"]
     assert ElementTree.parse(tmp_path/"found"/"00.xml").findtext("filename") == "00.jpg"
-    code, _, err = run(monkeypatch, capsys, *told, "--boxes", tmp_path/"found.csv")
-    assert code == 1 and "nothing is overwritten" in err and "Traceback" not in err
+    refused = {"nothing is overwritten": ("--boxes", tmp_path/"found.csv"), "Masks are for models of": ("--masks", "m"),
+               "Windows are for models of masks": ("--windows", 32)}
+    for says, words in refused.items():
+        code, _, err = command(*told, *words)
+        assert code == 1 and says in err and "Traceback" not in err
 
 
 raccoons = root.parent.parent/"shared"/"data"/"raccoons"

@@ -1,19 +1,12 @@
 """Files as people keep them: links, telephones' photographs, large images, workbooks, compressed tables, many files."""
 import gc, gzip, itertools, json, os, sys
-import numpy as np, pandas as pd, psutil, pytest
+import pandas as pd, psutil, pytest
 from PIL import Image
-from finetune_nb import cli, data, freeze, preflight, training, vision
+from finetune_nb import data, freeze, preflight, training, vision
 from finetune_nb.engine import findings, inputs, pictures, readers, tables
 from test_preflight import checked, found, pets, picture
 
 no_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
-
-
-def command(monkeypatch, *words):
-    "The exit code of `finetune-nb`"
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-    try: return cli.main() or 0
-    except SystemExit as ended: return ended.code or 0
 
 
 # Links
@@ -67,11 +60,12 @@ def test_loops_of_links_end(tmp_path):
 
 
 @no_links
-def test_the_command_follows_links(tmp_path, monkeypatch, capsys):
+def test_the_command_follows_links(command, tmp_path):
     folder = linked(tmp_path, "classes")
-    assert command(monkeypatch, "check", folder) == 1 and "--follow-links" in capsys.readouterr().out
-    assert command(monkeypatch, "check", folder, "--follow-links", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["usable"] == 40
+    code, out, _ = command("check", folder)
+    assert code == 1 and "--follow-links" in out
+    code, out, _ = command("check", folder, "--follow-links", "--json")
+    assert code == 0 and json.loads(out)["usable"] == 40
 
 
 # Images
@@ -107,15 +101,15 @@ def test_what_heic_needs_is_said(tmp_path, monkeypatch):
     assert "its bytes are no AVIF" in found(preflight.check(folder, most_bad=1))["unreadable image"][1]["cat/0.heic"]
 
 
-def test_large_images_are_read_if_somebody_says_so(tmp_path, monkeypatch, capsys):
+def test_large_images_are_read_if_somebody_says_so(command, tmp_path, monkeypatch):
     folder = pets(tmp_path/"pets", 5)
     for most, size in ((6_000, "96 x 72 pixels"), (3_000, "Image size .6912 pixels.")):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         refused = f"{size}, expected at most {most:,} in all; to read it all the same, say --max-pixels"
         with pytest.raises(ValueError, match=refused): preflight.check(folder).require()
         with pytest.raises(OSError, match=refused): data.open_image(folder/"cat"/"0.jpg")
-    assert command(monkeypatch, "check", folder) == 1 and "--max-pixels" in capsys.readouterr().out
-    assert command(monkeypatch, "check", folder, "--max-pixels", 7_000) == 0
+    code, out, _ = command("check", folder)
+    assert code == 1 and "--max-pixels" in out and command("check", folder, "--max-pixels", 7_000)[0] == 0
     assert data.open_image(folder/"cat"/"0.jpg").size == (96, 72)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None) # as Pillow says it: no limit
     assert preflight.check(folder).ok
@@ -212,11 +206,15 @@ def test_sheets_that_are_left_out_are_named(tmp_path):
     assert place == "moods.xlsx" and "the first sheet is read, and 'last', 'ever' left out" in reason
 
 
+torn = gzip.compress(b"text,label\n" * 99, mtime=0)[:-9]
+spoilt = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 40
+
+
 @pytest.mark.parametrize("name, content, sentence", [
     ("a.xlsx", b"no zip", "a.xlsx cannot be read as a workbook of Excel .File is not a zip file.: write it again"),
     ("a.csv.gz", b"text,label\n", r"a.csv.gz cannot be unpacked .Not a gzipped file .*: fetch it, or write it, again"),
-    ("a.csv.gz", gzip.compress(b"text,label\n" * 99)[:-9], "a.csv.gz cannot be unpacked .Compressed file ended before"),
-    ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 40, "a.csv.gz cannot be unpacked .Error -3"),
+    ("a.csv.gz", torn, "a.csv.gz cannot be unpacked .Compressed file ended before"),
+    ("a.csv.gz", spoilt, "a.csv.gz cannot be unpacked .Error -3"),
     ("a.json", b'{"text": ["a"]}', "a.json holds one dict, expected a list of records, as in "),
     ("a.json", b'[{"text": "a"},', "a.json is no JSON .Expecting value: .*, expected a list of records"),
     ("a.json", b'["a", "b"]', "a.json has no rows that can be read")])

@@ -331,7 +331,7 @@ def packed(ending):
     frame, buffer = pd.DataFrame(dict(text=["one", "two", "three"] * 4, label=[0, 1] * 6)), io.BytesIO()
     if ending == ".parquet": frame.to_parquet(buffer)
     elif ending == ".xlsx": frame.to_excel(buffer, index=False)
-    else: buffer.write(gzip.compress(frame.to_csv(index=False).encode()))
+    else: buffer.write(gzip.compress(frame.to_csv(index=False).encode(), mtime=0))
     return buffer.getvalue()
 
 

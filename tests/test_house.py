@@ -30,8 +30,8 @@ FLOORS = [
     "engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
     "engine.checkpoints engine.run engine.guesses engine.explanations",
-    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
-    "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
+    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.answering "
+    "engine.cards engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
 ]

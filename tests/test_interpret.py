@@ -1,7 +1,6 @@
 """Explanations: sums that are known, every kind of answer at every freeze depth, and what cheating networks look at."""
 import json
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from captum.attr import LayerGradCam
 from torch import nn
 
 from conftest import tiny_bert
-from finetune_nb import cli, data, evaluate, explain, fit, freeze, saving, text, vision
+from finetune_nb import data, evaluate, explain, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.explanations import Checked, Explanation, Score
 from finetune_nb.engine.labels import Classification, MultiLabel
@@ -266,41 +265,35 @@ def saved(tiny, tmp_path_factory):
     return top
 
 
-def main(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, options)])
-    with pytest.raises(SystemExit) as stopped: cli.main()
-    return stopped.value.code
-
-
-def test_the_command_explains_a_text(monkeypatch, capsys, saved, tmp_path):
+def test_the_command_explains_a_text(command, monkeypatch, saved, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert main(monkeypatch, "explain", saved/"text", "a <good> day", "--target", "bright") == 0
-    said = capsys.readouterr().out
+    code, said, _ = command("explain", saved/"text", "a <good> day", "--target", "bright")
+    assert code == 0
     assert "integrated gradients: bright" in said and "completeness error" in said and "random order" in said
     assert said.rstrip().endswith("explanation.html") and "&lt;" in (tmp_path/"explanation.html").read_text()
     (note := tmp_path/"note.txt").write_text("a good day")
     more = "--json", "--out", "mine.html", "--method", "occlusion"
-    assert main(monkeypatch, "explain", saved/"text", note, *more) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["file"] == "mine.html" and {row["word"] for row in told["top"]} == {"a", "good", "day"}
+    code, said, _ = command("explain", saved/"text", note, *more)
+    told = json.loads(said)
+    assert code == 0 and told["file"] == "mine.html" and {row["word"] for row in told["top"]} == {"a", "good", "day"}
 
 
-def test_the_command_explains_an_image(monkeypatch, capsys, saved, tmp_path):
+def test_the_command_explains_an_image(command, monkeypatch, saved, tmp_path):
     from PIL import Image
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture().permute(1, 2, 0).numpy()).save("mine.png")
-    assert main(monkeypatch, "explain", saved/"image", "mine.png", "--method", "grad_cam", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["block"] == "layer1" and Image.open(told["file"]).width > 500 and "rows" in told["top"][0]["square"]
+    code, said, _ = command("explain", saved/"image", "mine.png", "--method", "grad_cam", "--json")
+    told = json.loads(said)
+    assert code == 0 and told["block"] == "layer1"
+    assert Image.open(told["file"]).width > 500 and "rows" in told["top"][0]["square"]
 
 
 @pytest.mark.parametrize("kind, given, more, sentence", [
     ("image", "gone.png", [], "no file"), ("text", " ", [], "empty text"), ("text", "good", ["--target", "sad"], "sad"),
     ("text", "good", ["--method", "grad_cam"], "method must be one of integrated_gradients, occlusion"),
     ("text", "good", ["--out", "mine.png"], "must end in .html"), ("text", "two.csv", [], "holds 2 texts")])
-def test_the_command_refuses_in_a_sentence(monkeypatch, capsys, saved, tmp_path, kind, given, more, sentence):
+def test_the_command_refuses_in_a_sentence(command, monkeypatch, saved, tmp_path, kind, given, more, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path/"two.csv").write_text("text\ngood\nbad\n")
-    assert main(monkeypatch, "explain", saved/kind, given, *more) == 1
-    said = capsys.readouterr()
-    assert sentence in said.err and "Traceback" not in said.err and len(said.err.splitlines()) == 1
+    code, _, err = command("explain", saved/kind, given, *more)
+    assert code == 1 and sentence in err and "Traceback" not in err and len(err.splitlines()) == 1

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 import finetune_nb
 import ladder # which registers its family
 from conftest import root
-from finetune_nb import cli, data, depth, evaluate, fit, freeze, preflight, saving, vision
+from finetune_nb import data, depth, evaluate, fit, freeze, preflight, saving, vision
 from finetune_nb.cache import Cut
 from finetune_nb.data import Examples, Task, baseline
 from finetune_nb.engine.batches import example_seed, varied
@@ -669,14 +669,6 @@ def test_things_that_are_too_small_are_counted(tmp_path):
 
 # The command
 
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-    try: cli.main()
-    except SystemExit as end: code = end.code or 0
-    else: code = 0
-    return code, *capsys.readouterr()
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path/"scenes").mkdir()
@@ -684,30 +676,30 @@ def folder(tmp_path):
     return tmp_path/"scenes"
 
 
-def test_from_a_folder_to_masks(monkeypatch, capsys, folder, tmp_path):
+def test_from_a_folder_to_masks(command, folder, tmp_path):
     fast = "--backbone", "ladder-tiny", "--image-size", 48, "--freeze-depth", 0, "--epochs", 12, "--learning-rate", 0.01
-    code, out, err = run(monkeypatch, capsys, "image", folder, *fast, "--out", tmp_path/"m", "--json")
+    code, out, err = command("image", folder, *fast, "--out", tmp_path/"m", "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "segmentation" and result["iou"] > .5 and result["num_test"] == 6, err
     images = folder/"images"/"00.jpg", folder/"images"/"01.jpg"
     predict = "predict", tmp_path/"m", *images
-    code, out, err = run(monkeypatch, capsys, *predict, "--json", "--masks", tmp_path/"found")
+    code, out, err = command(*predict, "--json", "--masks", tmp_path/"found")
     assert code == 0 and json.loads(out.splitlines()[0])["areas"]["background"] > .5
     assert sorted(file.name for file in (tmp_path/"found").iterdir()) == [
         "00.png", "00_overlay.jpg", "01.png", "01_overlay.jpg"]
     written = Image.open(tmp_path/"found"/"00.png")
     assert written.mode == "P" and written.size == (64, 48) and set(np.unique(np.asarray(written))) <= {0, 1, 2}
-    code, out, err = run(monkeypatch, capsys, *predict, "--json", "--windows", 40, "--masks", tmp_path/"more")
+    code, out, err = command(*predict, "--json", "--windows", 40, "--masks", tmp_path/"more")
     areas, found = json.loads(out.splitlines()[0])["areas"], np.asarray(Image.open(tmp_path/"more"/"00.png"))
     assert areas["background"] == (found == 0).mean()
-    code, _, err = run(monkeypatch, capsys, *predict, "--masks", tmp_path/"found")
+    code, _, err = command(*predict, "--masks", tmp_path/"found")
     assert code == 1 and "is there already, and nothing is overwritten" in err
-    code, out, _ = run(monkeypatch, capsys, *predict)
+    code, out, _ = command(*predict)
     assert code == 0 and "background" in out.splitlines()[1]
     told = "--target", "background", "--method", "grad_cam", "--out", tmp_path/"why.png", "--json"
-    code, out, err = run(monkeypatch, capsys, "explain", tmp_path/"m", images[0], *told)
+    code, out, err = command("explain", tmp_path/"m", images[0], *told)
     assert code == 0 and json.loads(out)["target"] == "background" and (tmp_path/"why.png").exists(), err
-    code, out, err = run(monkeypatch, capsys, "check", folder, "--json")
+    code, out, err = command("check", folder, "--json")
     assert code == 0 and json.loads(out)["objective"] == "segmentation" and json.loads(out)["pixels"]["red"] > 0
 
 
@@ -759,14 +751,14 @@ def test_images_of_24_megapixels_need_less_than_2_gigabytes(tmp_path, quiet):
     assert shape == "(4000, 6000)" and float(gigabytes) < 2
 
 
-def test_a_broken_image_is_named_and_the_others_are_answered(monkeypatch, capsys, tmp_path):
+def test_a_broken_image_is_named_and_the_others_are_answered(command, tmp_path):
     task, model = task_of_scenes((8, 4, 4)), segmenter(5)
     history = fit(model, task, **how | dict(epochs=1))
     saving.save(tmp_path/"m", model, task, history, evaluate(model, task.test))
     draw(tmp_path, "good")
     (tmp_path/"bad.jpg").write_bytes(b"no image")
     told = "predict", tmp_path/"m", tmp_path/"good.jpg", tmp_path/"bad.jpg", "--masks", tmp_path/"found"
-    code, out, err = run(monkeypatch, capsys, *told)
+    code, out, err = command(*told)
     assert code == 1 and "bad.jpg" in err and "Traceback" not in err
     assert [file.name for file in sorted((tmp_path/"found").iterdir())] == ["good.png", "good_overlay.jpg"]
 
@@ -776,12 +768,3 @@ def test_the_backbone_that_has_seen_photographs_is_chosen(folder):
     chosen = backbone_for(task, folder, None, "resnet18-fractal", 64)
     assert chosen == ("efficientnet-lite0" if "efficientnet-lite0" in embedded("image") else "resnet18-fractal")
     assert backbone_for(task, folder, "resnet50", "resnet18-fractal", 64) == "resnet50"
-
-
-cracks = root.parent.parent/"shared"/"data"/"cracks"
-
-
-@pytest.mark.skipif(not cracks.exists(), reason="real files that are no part of the project")
-def test_real_masks_are_read():
-    report = preflight.check(cracks, progress=False)
-    assert report.ok and report.objective == "segmentation" and len(report.inputs) == 118 and not report.skipped

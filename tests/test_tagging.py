@@ -1,12 +1,10 @@
 """Tags, from files to files: schemes, spans, windows, scores, and every contract that an objective has to keep."""
-import io
 import itertools
 import json
 import os
 import random
 import re
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ import torch
 from transformers import AutoModelForTokenClassification, pipeline
 
 import finetune_nb
-from conftest import root, tiny_bert
-from finetune_nb import cli, data, depth, evaluate, fit, freeze, preflight, saving, text
+from conftest import tiny_bert
+from finetune_nb import data, depth, evaluate, fit, freeze, preflight, saving, text
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.conll import as_conll
 from finetune_nb.engine.tagging import Tagging, likeliest, may_follow
@@ -384,17 +382,6 @@ def test_tags_without_marks_are_judged_word_by_word(tmp_path, tiny):
 
 # The command
 
-def run(monkeypatch, capsys, *words, given=None):
-    if given is not None:
-        stream = io.TextIOWrapper(io.BytesIO(given.encode()), encoding="utf-8")
-        monkeypatch.setattr(sys, "stdin", stream)
-    monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-    try: cli.main()
-    except SystemExit as end: code = end.code or 0
-    else: code = 0
-    return code, *capsys.readouterr()
-
-
 @pytest.fixture
 def folder(tmp_path):
     for name, told in (("train", (40, 0)), ("dev", (10, 1)), ("test", (12, 2))):
@@ -403,46 +390,46 @@ def folder(tmp_path):
     return tmp_path/"stories"
 
 
-def test_from_a_folder_to_predictions(monkeypatch, capsys, folder, tiny, tmp_path):
+def test_from_a_folder_to_predictions(command, folder, tiny, tmp_path):
     fast = "--backbone", tiny, "--learning-rate", "0.01", "--freeze-depth", "0", "--epochs", "8"
-    code, out, err = run(monkeypatch, capsys, "text", folder, *fast, "--out", tmp_path/"m", "--json")
+    code, out, err = command("text", folder, *fast, "--out", tmp_path/"m", "--json")
     result = json.loads(out)
     assert code == 0 and result["objective"] == "tagging" and result["span_f1"] > .9 and result["num_test"] == 12, err
     assert result["word_shape"] is True and "pooling" not in result
     predict = "predict", tmp_path/"m"
-    code, out, _ = run(monkeypatch, capsys, *predict, "--json", given="Ada lives in New York now\n")
+    code, out, _ = command(*predict, "--json", given="Ada lives in New York now\n")
     assert json.loads(out)["entities"] == [dict(start=0, end=3, label="PER", text="Ada"),
                                            dict(start=13, end=21, label="LOC", text="New York")]
-    code, out, _ = run(monkeypatch, capsys, *predict, given="Ada lives in New York now\n")
+    code, out, _ = command(*predict, given="Ada lives in New York now\n")
     assert out.splitlines()[1] == "Ada lives in New York now,Ada (PER); New York (LOC)"
-    code, out, _ = run(monkeypatch, capsys, *predict, folder/"test.conll", "--conll")
+    code, out, _ = command(*predict, folder/"test.conll", "--conll")
     said = [[line.split("\t")[0] for line in own.splitlines()] for own in out.strip().split("\n\n")]
     assert said == [words for words, _ in stories(12, 2)]
-    code, out, err = run(monkeypatch, capsys, "check", folder, "--json")
+    code, out, err = command("check", folder, "--json")
     assert code == 0 and json.loads(out)["objective"] == "tagging"
 
 
-def test_pooling_does_not_apply(monkeypatch, capsys, folder, tiny):
-    code, _, err = run(monkeypatch, capsys, "text", folder, "--backbone", tiny, "--pooling", "pooler")
+def test_pooling_does_not_apply(command, folder, tiny):
+    code, _, err = command("text", folder, "--backbone", tiny, "--pooling", "pooler")
     assert code == 1 and "--pooling does not apply, for task 'stories' asks for tagging: leave it out." in err
 
 
-def test_an_objective_overrides_what_it_looks_like(monkeypatch, capsys, tmp_path, tiny):
+def test_an_objective_overrides_what_it_looks_like(command, tmp_path, tiny):
     rows = [dict(text=f"{word} {i}", label=[[0, 1, "PER"]], topic=word) for i in range(12) for word in ("up", "down")]
     (tmp_path/"a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = "--objective", "classification", "--label-column", "topic"
     for told, objective in (((), "tagging"), (other, "classification")):
-        code, out, err = run(monkeypatch, capsys, "check", tmp_path/"a.jsonl", "--json", *told)
+        code, out, err = command("check", tmp_path/"a.jsonl", "--json", *told)
         assert json.loads(out)["objective"] == objective, err
 
 
-def test_the_embedded_task(monkeypatch, capsys, tiny):
+def test_the_embedded_task(command, tiny):
     fast = "--backbone", tiny, "--freeze-depth", "3", "--epochs", "1", "--labels-per-class", "20"
-    code, out, err = run(monkeypatch, capsys, "text", "--task", "citations", *fast, "--json")
+    code, out, err = command("text", "--task", "citations", *fast, "--json")
     assert code == 0 and json.loads(out)["labels_per_class"] == 20 and "f1" in out, err
-    code, _, err = run(monkeypatch, capsys, "text", "a.csv", "--task", "citations")
+    code, _, err = command("text", "a.csv", "--task", "citations")
     assert code == 1 and "leave one of them out" in err
-    code, _, err = run(monkeypatch, capsys, "text", "--task", "haiku")
+    code, _, err = command("text", "--task", "haiku")
     assert code == 1 and "--task must be one of topics, citations, software" in err
 
 

@@ -1,17 +1,16 @@
 "Examples without labels: where they come from, what is guessed, when guesses are left out, what to label next."
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from finetune_nb import cli, data, evaluate, fit, freeze, preflight, saving, text
+from finetune_nb import data, evaluate, fit, freeze, preflight, text
 from finetune_nb.data import Examples, Task
 from finetune_nb.freezing import fingerprint
-from finetune_nb.unlabelled import WAYS, label_spreading, next_to_label, self_training
+from finetune_nb.unlabelled import WAYS, next_to_label
 from conftest import tiny_bert
 
 how = dict(learning_rate=1e-2, head_learning_rate=3e-2, precision="fp32", progress=False)
@@ -120,14 +119,13 @@ def test_next_to_label(by):
     assert set(chosen) == set((ordered[:, 2] - ordered[:, 1]).argsort()[:5].tolist())
 
 
-def test_on_the_command_line(monkeypatch, capsys, tmp_path):
+def test_on_the_command_line(command, tmp_path):
     (tmp_path/"a.csv").write_text("\n".join(["text,label", *rows(40), *rows(60, "")]))
     folder = tiny_bert(tmp_path/"tiny")
     def said(*words):
-        monkeypatch.setattr(sys, "argv", ["finetune-nb", *map(str, words)])
-        with pytest.raises(SystemExit) as ended: cli.main()
-        assert not ended.value.code, capsys.readouterr().err
-        return capsys.readouterr().out
+        code, out, err = command(*words)
+        assert not code, err
+        return out
     told = said("text", tmp_path/"a.csv", "--backbone", folder, "--epochs", 2, "--unlabelled", "label-spreading",
                 "--out", tmp_path/"m", "--json")
     assert "guesses" in json.loads(told.splitlines()[-1])["unlabelled"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['told', 'expect', 'number', 'whole', 'place', 'many', 'positions', 'network', 'fitting', 'in_words', 'typed',
-           'first_line', 'as_numbers']
+           'first_line', 'as_numbers', 'library']
 
 # %% ../../nbs/engine/04_arguments.ipynb #4315b345
 import inspect
@@ -13,6 +13,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
+from importlib import import_module
 from math import inf
 from numbers import Real
 from pathlib import Path
@@ -222,3 +223,15 @@ def as_numbers(name:str, values, # a list, an array, a tensor
         raise ValueError(f"{name} must hold numbers alone, got {told(values)} ({first_line(error)}).") from error
     if numbers.ndim == ndim and numbers.size: return numbers
     raise ValueError(f"{name} must have {ndim} dimensions and not be empty, got shape {numbers.shape}.")
+
+# %% ../../nbs/engine/04_arguments.ipynb #4477e004
+def library(extra:str, # of finetune_nb, that installs it
+            who:str, # needs it, as a sentence begins: "Adapters need"
+            *names:str # as they are imported; the last is the one that is used
+           ): # that module
+    "A library that is no requirement, if it is there."
+    try: return [import_module(name) for name in names][-1]
+    except ImportError as error:
+        package = (error.name or names[-1]).replace("_", "-")
+        raise ModuleNotFoundError(f"{who} the package {package}: pip install 'finetune-nb[{extra}]'.",
+                                  name=error.name) from error

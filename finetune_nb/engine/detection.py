@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
-from .arguments import whole
+from .arguments import told, whole
 from .box_writers import in_coco, in_table, in_voc, name_of
 from .boxes import Boxes, as_boxes, drawn, matched, overlaps
 from .class_names import class_list
 from .masks import colours_of
-from .objective import Evaluation, Objective
+from .objective import Evaluation, Objective, OutputTarget
 from .segmentation import as_image, in_html, new_files, size_of
 from ..gradient import Picture
 
@@ -251,10 +252,26 @@ class DetectionOutputs(DetectionTargets, abstract=True):
 # %% ../../nbs/engine/03d_detection.ipynb #135105e3
 class DetectionWords(DetectionOutputs, abstract=True):
     "What was found, in words and files."
-    def boxes_of(self, answer, given) -> Boxes:
+    def full_size(self, answer, given) -> Boxes:
         "An answer in pixels of the image that it is of; what is not sure enough is left out."
         found = answer.subset(answer.scores >= self.threshold).back(size_of(given))
         return replace(found, classes=self.classes, ids=[self.id_of(i) for i in range(len(self.classes))])
+
+    def output_target(self, answer, target=None, given=None):
+        "The surest box, or that of a class: how sure and how near the nearest one is (D-RISE, Petsiuk et al. 2021)."
+        names = [self.classes[label] for label in answer.labels]
+        if not names: raise ValueError("Nothing was found in this image: there is no box to explain.")
+        if target is not None and target not in names:
+            raise ValueError(f"target must be a class that was found: found are {', '.join(dict.fromkeys(names))}, got "
+                             f"{told(target)}.")
+        number = 0 if target is None else names.index(target)
+        label, corners = int(answer.labels[number]), torch.from_numpy(answer.corners[[number]])
+        def score(outputs): # of an image in which nothing of the class is left: 0
+            same = outputs["labels"] == label
+            near = box_iou(corners.to(outputs["boxes"]), outputs["boxes"][same])[0] * outputs["scores"][same]
+            images = outputs["image"][same]
+            return near.new_zeros(max(images.tolist(), default=-1) + 1).scatter_reduce(0, images, near, "amax")
+        return OutputTarget(f"{self.classes[label]} {answer.scores[number]:.2f}", score)
 
     def write(self, place:Path, read:Sequence[tuple[object, Boxes]] # images and what was found in them
              )->list[Path]:
@@ -278,7 +295,7 @@ class DetectionWords(DetectionOutputs, abstract=True):
         "What is where."
         whole("top", top, 1, len(self.classes))
         if answer is None: return dict(boxes=None)
-        own = self.boxes_of(answer, given)
+        own = self.full_size(answer, given)
         return dict(boxes=[Thing({"class": self.classes[label], "score": round(score, 4), "box": corners,
                                   "id": self.id_of(label)}) for label, score, corners in zip(
                                       own.labels.tolist(), own.scores.tolist(), own.corners.round(2).tolist())])
@@ -291,7 +308,7 @@ class Detection(DetectionWords):
     ids: Sequence[int] = () # the numbers of the classes in the files that they come from; none: 1 to their number
     threshold: float = 0.5 # boxes that are less sure are not given; chosen on the validation images
     most: int = 100 # boxes of an image, twice what the fullest training image has or more
-    reads, pipeline, held_out, random = "boxes", "object-detection", 0.15, True
+    reads, pipeline, written, held_out, random = "boxes", "object-detection", "boxes", 0.15, True
     backbone = "efficientnet-lite0" # it has seen photographs
 
     def __post_init__(self):

@@ -16,16 +16,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .arguments import library
 from .models import Model, model_class
 
 # %% ../../nbs/engine/46_onnx_models.ipynb #afb1c034
 def onnxruntime():
-    "The library, if it is there."
-    try: import onnx, onnxruntime
-    except ImportError as error:
-        how = f"ONNX models need the package {error.name}: pip install 'finetune-nb[export]'."
-        raise ModuleNotFoundError(how, name=error.name) from error
-    return onnxruntime
+    "The library, and what it needs here."
+    return library("export", "ONNX models need", "onnx", "onnxruntime")
 
 class _Runs(Model):
     "A file of ONNX, and the model that it was made from."

@@ -43,10 +43,11 @@ def _allow(pixels:int|None) -> int|None:
     if pixels is not None: Image.MAX_IMAGE_PIXELS = pixels
     return pixels
 
-def most_pixels(): # an annotation
+def most_pixels(kind, # type of its value
+                help:str, # a sentence
+               ): # an annotation
     "An option that does what it says where it is read."
-    return option(Optional[int], "Read images of so many pixels; larger ones are refused. [default: 89,478,485]",
-                  min=1, callback=_allow)
+    return option(kind, help, min=1, callback=_allow)
 
 def argument(kind, # type of its value
              help:str, # a sentence
@@ -114,7 +115,8 @@ class Files:
     "Your files."
     follow_links:option(bool, "Follow links that lead out of your folder; else they are refused.",
                         "--follow-links") = False # out of the folder?
-    max_pixels:most_pixels() = None # of an image
+    max_pixels:most_pixels(Optional[int], "Read images of so many pixels; larger ones are refused. "
+                           "[default: 89,478,485]") = None # of an image
 
 @dataclass(frozen=True)
 class Labels(Files):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .arguments import told, whole
 from .class_names import class_list
 from .masks import BACKGROUND, UNKNOWN, Mask, as_mask, as_picture, colours_of, off_canvas, overlay
-from .objective import Evaluation, Objective, OutputTarget
+from .objective import Evaluation, Objective, OutputTarget, rarest
 from .pictures import image_sizes, open_image, upright_rgb
 from ..gradient import Picture
 
@@ -160,9 +160,7 @@ class SegmentationTargets(Objective, abstract=True):
 
     def strata(self, targets):
         "The rarest class that is in a mask; of those that are rarest in fewer than five masks, there is one stratum."
-        members = self.members(targets)
-        rarest = np.where(members, members.sum(0), np.inf).argmin(1)
-        return np.where(np.bincount(rarest)[rarest] < 5, members.shape[1], rarest)
+        return rarest(self.members(targets))
 
     def collate(self, targets, seeds=None):
         "`uint8[B, H, W]`."
@@ -203,7 +201,7 @@ class SegmentationOutputs(SegmentationTargets, abstract=True):
         order = np.argsort(-counts, kind="stable")
         return dict(areas=Areas({self.classes[i]: float(counts[i] / counts.sum()) for i in order if counts[i]}))
 
-    def mask_of(self, answer, given) -> Mask:
+    def full_size(self, answer, given) -> Mask:
         "An answer, as large as the image that it is of."
         return Mask(off_canvas(np.asarray(answer), size_of(given)), self.classes)
 
@@ -248,6 +246,7 @@ class Segmentation(SegmentationOutputs):
     classes: Sequence[str] # one of them may be "background": what is none of the others
     ignore: int = UNKNOWN # 0 to 255
     reads, pipeline, nothing, held_out = "maps", "image-segmentation", None, 0.15
+    written, in_windows = "masks", True
     backbone = "efficientnet-lite0" # it has seen photographs
 
     def __post_init__(self):

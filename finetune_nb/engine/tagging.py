@@ -21,7 +21,7 @@ from .arguments import told
 from .class_names import class_list, in_order
 from .conll import as_conll
 from .labels import f1_of
-from .objective import Evaluation, Objective, OutputTarget
+from .objective import Evaluation, Objective, OutputTarget, rarest
 from .tags import (Entity, Words, as_iob2, as_words, entities, overlap, parted, scheme_of,
                                      spans_of)
 from ..gradient import COLOURS, Picture
@@ -220,9 +220,7 @@ class TagTargets(Objective, abstract=True):
 
     def strata(self, targets):
         "The rarest type that is in a text; types that are rarest in fewer than five texts are one stratum."
-        members = self.members(targets)
-        rarest = np.where(members, members.sum(0), np.inf).argmin(1)
-        return np.where(np.bincount(rarest)[rarest] < 5, members.shape[1], rarest)
+        return rarest(self.members(targets))
 
     def collate(self, targets, seeds=None):
         "The number of each label, `int64[B, W]`; there may be fewer words than in another text."
