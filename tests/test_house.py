@@ -22,9 +22,10 @@ FLOORS = [
     "engine.tagged engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
     "engine.boxes engine.box_writers engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
-    "engine.segmentation engine.detection engine.mask_baselines engine.segmentation_families engine.scenes "
-    "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
-    "engine.torchvision_families engine.timm_families engine.transformers_families",
+    "engine.segmentation engine.detection engine.mask_baselines engine.box_baselines engine.segmentation_families "
+    "engine.scenes engine.patches engine.docstrings engine.citations engine.software engine.splits engine.fractals "
+    "engine.photographs engine.handwriting engine.torchvision_families engine.timm_families "
+    "engine.transformers_families",
     "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
     "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.states engine.threads "
     "engine.batches engine.prefix engine.cutting engine.taps",
@@ -351,7 +352,8 @@ def test_a_kind_has_a_room_of_its_own():
                      "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
                      "engine.conll", "engine.citations", "engine.software", "engine.masks", "engine.mask_pictures",
                      "engine.mask_files", "engine.mask_shapes", "engine.mask_baselines",
-                     "engine.boxes", "engine.box_writers", "engine.box_files", "engine.box_formats",
+                     "engine.boxes", "engine.box_baselines", "engine.box_writers", "engine.box_files",
+                     "engine.box_formats",
                      "engine.detection", "engine.detectors",
                      "engine.segmentation", "engine.segmenters", "engine.segmentation_families",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
