@@ -257,7 +257,7 @@ def test_swept_over_depths():
     swept.plot()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["swin_t", "timm/vit_tiny_patch16_224"]) # convolutions: all other tests
 def test_every_family_of_maps(name):
     task = task_of_scenes((2, 2, 2))
     model = vision.detector(name, task, 64, pretrained=False).eval()
@@ -526,6 +526,8 @@ def test_from_a_folder_to_boxes(command, tmp_path):
     for says, words in refused.items():
         code, _, err = command(*told, *words)
         assert code == 1 and says in err and "Traceback" not in err
+    code, _, err = command("image", folder, "--task", "patches")
+    assert code == 1 and "--task patches is built in" in err
 
 
 raccoons = root.parent.parent/"shared"/"data"/"raccoons"
