@@ -15,9 +15,7 @@ VARIANTS = { # images to learn from, epochs, the size at which they are seen, an
     "20 images": (20, 30, 128, {}),
     "60 images, seen at 64 pixels": (60, 10, 64, {}),
     "60 images, with decoys": (60, 10, 128, dict(decoys=True)),
-    "60 images, a light for each patch": (60, 10, 128, dict(own_light=True)),
 }
-RATES = 1e-3, 3e-3
 
 
 def task_of(variant, seed):
@@ -41,8 +39,7 @@ def plain(task, variant, seed):
 
 
 WAYS = {"plain": plain, "frozen": learnt, "upper half": partial(learnt, learning=4),
-        "everything": partial(learnt, learning=99)}
-WAYS |= {f"scratch, {rate:g}": partial(learnt, learning=99, rate=rate, pretrained=False) for rate in RATES}
+        "scratch, 0.003": partial(learnt, learning=99, rate=3e-3, pretrained=False)}
 
 
 if __name__ == "__main__": compare("boxes", VARIANTS, WAYS, task_of)
