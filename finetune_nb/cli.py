@@ -14,9 +14,9 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
+from .engine.commands import (as_csv, backbone_for, built_in, columns, command_line, compare, deep_look,
                                          draw_comparison, examples, in_json, lines_of_input, made,
-                                         recalled_task, say, speak_utf8, sweep, train)
+                                         recalled_task, require_all, say, speak_utf8, sweep, train)
 from .engine.options import (Files, Keeping, Labels, Learning, Reading, Sweeping, TextTable, argument, home,
                                         most_pixels, option, place, require_ending, with_groups)
 
@@ -213,22 +213,28 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
           table:TextTable=TextTable(), labels:Labels=Labels(),
           thorough:option(bool, "Decode every image, however many there are. [default: up to 10,000]",
                           "--thorough")=False,
-          backbone:option(str, "Whose limit texts are measured by.")="minilm",
+          deep:option(bool, "Let a frozen network see them all, and list labels that are probably wrong, near copies, "
+                      "what is like nothing else, and what gives a class away.", "--deep")=False,
+          html:place("And write that list here as a page with pictures: `….html`.")=None,
+          backbone:option(Optional[str], "Of that network, and whose limit texts are measured by. "
+                          "[default: the embedded one that suits them]")=None,
           as_json:option(bool, "Print the report as one line of JSON.", "--json")=False):
     """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long?
 
     Nothing is changed. `finetune-nb check pets/`, or
     `finetune-nb check reviews.csv --text-column review --label-column stars`.
-    The exit code is 1 if a training would stop.
+    The exit code is 1 if a training would stop. A second look: `finetune-nb check pets/ --deep --html look.html`.
     """
     from finetune_nb import preflight
     report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
                              objective=labels.objective, follow_links=labels.follow_links, **table.written())
     def reader():
         from finetune_nb import text
-        return text.classifier(backbone, 2)
+        return text.classifier(backbone or "minilm", 2)
     report.measure_inputs(reader)
-    print(json.dumps(report.summary()) if as_json else report)
+    looks = [deep_look(report, backbone, html)] if report.ok and (deep or html) else []
+    if as_json: print(json.dumps(report.summary() | {"second_look": look.summary() for look in looks}))
+    else: print(report, *looks, sep="\n\n")
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a15
@@ -243,23 +249,10 @@ def _inputs(kind, files:list[str], table:TextTable, follow_links:bool=False) -> 
         except (OSError, ValueError) as error: return [Unreadable(file, str(error))]
     return [given for file in files or ["-"] for given in found(file)]
 
-def _as_csv(answers) -> str: # of a table
-    "Lists are joined."
-    def cell(value): return "; ".join(map(str, value)) if isinstance(value, list) else value
-    return answers.apply(lambda column: column.map(cell)).to_csv(index=False, lineterminator="\n")
-
-def _require_all(inputs, reasons): # why each cannot be read; no text where it can
-    "Name what could not be read, and end with exit code 1."
-    pairs = zip(map(str.strip, map(str, inputs)), reasons)
-    broken = [(given or "a blank line", why) for given, why in pairs if isinstance(why, str)]
-    if not broken: return
-    say(f"finetune-nb: {len(broken)} of {len(inputs)} could not be read.", *map(": ".join, broken), sep="\n")
-    raise typer.Exit(1)
-
 def _print_conll(saved, inputs:list, batch_size:int): # of a `Predictor`
     answers = saved.answers(inputs, batch_size)
     print(saved.in_conll(inputs, answers), end="")
-    _require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
+    require_all(inputs, [getattr(answer, "reason", None) for answer in answers])
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a16
 @app.command()
@@ -289,8 +282,8 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table, own.follow_links)
     if as_conll: return _print_conll(saved, inputs, batch_size)
     answers = saved.predict(inputs, top, batch_size, windows, masks, abstain)
-    print("".join(f"{in_json(row)}\n" for row in answers.to_dict("records")) if as_json else _as_csv(answers), end="")
-    _require_all(answers.input, answers.get("error", []))
+    print("".join(f"{in_json(row)}\n" for row in answers.to_dict("records")) if as_json else as_csv(answers), end="")
+    require_all(answers.input, answers.get("error", []))
 
 # %% ../nbs/20_command_line.ipynb #47ad9ae3
 @app.command("next")
@@ -308,12 +301,12 @@ def next_to_label(model:argument(Path, "A folder that `--out` has written."),
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table)
     reasons = [getattr(answer, "reason", None) for answer in saved.answers(inputs)]
     good = [given for given, why in zip(inputs, reasons) if why is None]
-    if not good: return _require_all(inputs, reasons)
+    if not good: return require_all(inputs, reasons)
     chosen = unlabelled.next_to_label(saved.model, good, count, by, progress=False)
     answers = saved.predict([good[i] for i in chosen])
     rows = [f"{in_json(row)}\n" for row in answers.to_dict("records")]
-    print("".join(rows) if as_json else _as_csv(answers), end="")
-    _require_all(inputs, reasons)
+    print("".join(rows) if as_json else as_csv(answers), end="")
+    require_all(inputs, reasons)
 
 # %% ../nbs/20_command_line.ipynb #7d1e0c51
 def _one_input(kind, given:str): # of a kind of inputs, as `kind_of` gives it

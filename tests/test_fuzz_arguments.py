@@ -212,6 +212,7 @@ def calls():
         "confidence.best_temperature": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
         "confidence.calibrate": lambda: dict(model=network(), task=task()),
         "confidence.strangeness": lambda: dict(model=network(), task=task(), inputs=few().inputs),
+        "confidence.second_look": lambda: dict(model=network(), task=task()) | quiet,
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),
