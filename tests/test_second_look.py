@@ -23,7 +23,8 @@ WORDS = dict(dull="grey rain mud fog", bright="sun gold sky fire", loud="drum be
 def sentences(n, seed):
     "Texts of three classes, three words of their own each"
     rng, labels = np.random.default_rng(seed), np.arange(n) % 3
-    return [" ".join(rng.choice(list(WORDS.values())[label].split(), 3)) + f" {i}" for i, label in enumerate(labels)], labels
+    words = [own.split() for own in WORDS.values()]
+    return [" ".join([*rng.choice(words[label], 3), str(i)]) for i, label in enumerate(labels)], labels
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ class Kind:
 
     def on_page(self, given) -> str: # HTML
         "An input to look at."
-        return html.escape(str(given))
+        return html.escape(str(given).encode(errors="backslashreplace").decode()) # a file's name may hold half a letter
 
     def cues(self, inputs:Sequence) -> tuple[list[str], np.ndarray]: # K names, and float[N, K]
         "Simple things of which each input has more or less."
