@@ -16,6 +16,7 @@ _names = {
     "compression": ["compress"],
     "interpret": ["explain"],
     "confidence": ["calibrate"],
+    "layers": [],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

@@ -29,7 +29,7 @@ FLOORS = [
     "engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
     "engine.checkpoints engine.run engine.guesses engine.explanations engine.second_look",
-    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
+    "depth pretraining saving interpret confidence layers engine.runs engine.sweeps engine.places engine.cards "
     "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
     "widgets engine.trials engine.drawing",
     "cli engine.commands engine.options",
