@@ -232,9 +232,10 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
         from finetune_nb import text
         return text.classifier(backbone or "minilm", 2)
     report.measure_inputs(reader)
+    if not as_json: print(report)
     looks = [deep_look(report, backbone, html)] if report.ok and (deep or html) else []
     if as_json: print(json.dumps(report.summary() | {"second_look": look.summary() for look in looks}))
-    else: print(report, *looks, sep="\n\n")
+    elif looks: print("", *looks, sep="\n")
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a15
