@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['confusion_of', 'iou_of', 'dice_of', 'mean_of', 'Shown', 'SegmentationEvaluation', 'SegmentationTargets', 'Areas',
-           'SegmentationOutputs', 'size_of', 'Segmentation']
+           'SegmentationOutputs', 'new_files', 'size_of', 'Segmentation']
 
 # %% ../../nbs/engine/03c_segmentation.ipynb #6aa03e67
 import html
@@ -186,28 +186,36 @@ class SegmentationOutputs(SegmentationTargets, abstract=True):
         order = np.argsort(-counts, kind="stable")
         return dict(areas=Areas({self.classes[i]: float(counts[i] / counts.sum()) for i in order if counts[i]}))
 
-    def mask_of(self, answer, given) -> Mask:
+    def full_size(self, answer, given) -> Mask:
         "An answer, as large as the image that it is of."
         return Mask(off_canvas(np.asarray(answer), size_of(given)), self.classes)
 
     def write(self, folder:Path, read:Sequence[tuple[object, Mask]] # images and their masks
              )->list[Path]:
         "A file of numbers with a palette for each, and one of colours over the image."
-        folder.mkdir(parents=True, exist_ok=True)
-        files, taken = [], Counter()
-        for i, (given, mask) in enumerate(read):
-            name = Path(str(given)).stem if isinstance(given, str | Path) else f"image{i}"
-            taken[name] += 1
-            stem = name if taken[name] == 1 else f"{name}-{taken[name]}"
-            files += [folder/f"{stem}.png", folder/f"{stem}_overlay.jpg"]
-        there = [file for file in files if file.exists()]
-        if there:
-            raise FileExistsError(f"{str(there[0])!r} is there already, and nothing is overwritten: name a new folder.")
-        for (given, mask), numbers, shown in zip(read, files[::2], files[1::2]):
+        files = new_files(folder, [given for given, _ in read], ".png", "_overlay.jpg")
+        for (given, mask), (numbers, shown) in zip(read, files):
             values = np.asarray(mask)
             as_picture(values, self.classes).save(numbers)
             overlay(as_image(given), values, self.classes).save(shown, quality=90)
-        return files
+        return [file for own in files for file in own]
+
+# %% ../../nbs/engine/03c_segmentation.ipynb #45677959
+def new_files(folder:Path, # is made, if it is not there
+              images:Sequence, # as they were given
+              *endings:str # of the files of each
+             )->list[list[Path]]: # of each image
+    "Files that are called as their images are; one that is there already is refused."
+    folder.mkdir(parents=True, exist_ok=True)
+    found, taken = [], Counter()
+    for i, given in enumerate(images):
+        name = Path(str(given)).stem if isinstance(given, str | Path) else f"image{i}"
+        taken[name] += 1
+        stem = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        found.append([folder/f"{stem}{ending}" for ending in endings])
+    if there := [file for own in found for file in own if file.exists()]:
+        raise FileExistsError(f"{str(there[0])!r} is there already, and nothing is overwritten: name a new folder.")
+    return found
 
 def size_of(given # a file, an image of Pillow, or `uint8[C, H, W]`
            )->tuple[int, int]: # height and width
@@ -223,6 +231,7 @@ class Segmentation(SegmentationOutputs):
     classes: Sequence[str] # one of them may be "background": what is none of the others
     ignore: int = UNKNOWN # 0 to 255
     reads, pipeline, nothing, held_out = "maps", "image-segmentation", None, 0.15
+    written, in_windows = "masks", True
     backbone = "efficientnet-lite0" # it has seen photographs
 
     def __post_init__(self):
