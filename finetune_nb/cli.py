@@ -214,8 +214,7 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
           deep:option(bool, "Let a frozen network see them all, and list labels that are probably wrong, near copies, "
                       "what is like nothing else, and what gives a class away.", "--deep")=False,
           html:place("And write that list here as a page with pictures: `….html`.")=None,
-          backbone:option(Optional[str], "Of that network, and whose limit texts are measured by. "
-                          "[default: the embedded one that suits them]")=None,
+          backbone:option(Optional[str], "That network; texts are measured by its limit. [default: what suits]")=None,
           as_json:option(bool, "Print the report as one line of JSON.", "--json")=False):
     """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long?
 
