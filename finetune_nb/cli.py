@@ -14,7 +14,7 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
+from .engine.commands import (backbone_for, built_in, columns, command_line, compare, deep_look,
                                          draw_comparison, examples, in_json, lines_of_input, made,
                                          recalled_task, say, speak_utf8, sweep, train)
 from .engine.model_commands import compress, export, push, serve
@@ -211,22 +211,28 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
           table:TextTable=TextTable(), labels:Labels=Labels(),
           thorough:option(bool, "Decode every image, however many there are. [default: up to 10,000]",
                           "--thorough")=False,
-          backbone:option(str, "Whose limit texts are measured by.")="minilm",
+          deep:option(bool, "Let a frozen network see them all, and list labels that are probably wrong, near copies, "
+                      "what is like nothing else, and what gives a class away.", "--deep")=False,
+          html:place("And write that list here as a page with pictures: `….html`.")=None,
+          backbone:option(Optional[str], "That network; texts are measured by its limit. [default: what suits]")=None,
           as_json:option(bool, "Print the report as one line of JSON.", "--json")=False):
     """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long?
 
     Nothing is changed. `finetune-nb check pets/`, or
     `finetune-nb check reviews.csv --text-column review --label-column stars`.
-    The exit code is 1 if a training would stop.
+    The exit code is 1 if a training would stop. A second look: `finetune-nb check pets/ --deep --html look.html`.
     """
     from finetune_nb import preflight
     report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
                              objective=labels.objective, follow_links=labels.follow_links, **table.written())
     def reader():
         from finetune_nb import text
-        return text.classifier(backbone, 2)
+        return text.classifier(backbone or "minilm", 2)
     report.measure_inputs(reader)
-    print(json.dumps(report.summary()) if as_json else report)
+    if not as_json: print(report)
+    looks = [deep_look(report, backbone, html)] if report.ok and (deep or html) else []
+    if as_json: print(json.dumps(report.summary() | {"second_look": look.summary() for look in looks}))
+    elif looks: print("", *looks, sep="\n")
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a15

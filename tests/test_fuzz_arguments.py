@@ -221,6 +221,7 @@ def calls():
         "layers.cka": lambda: dict(a=np.eye(6, 3), b=np.eye(6, 2)),
         "layers.nearest": lambda: dict(model=network(), known=few().inputs, inputs=few().inputs),
         "confidence.strangeness": lambda: dict(model=network(), task=task(), inputs=few().inputs),
+        "confidence.second_look": lambda: dict(model=network(), task=task()) | quiet,
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),

@@ -30,7 +30,7 @@ FLOORS = [
     "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.states engine.threads "
     "engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
-    "engine.checkpoints engine.run engine.guesses engine.explanations",
+    "engine.checkpoints engine.run engine.guesses engine.explanations engine.second_look",
     "depth pretraining saving interpret confidence layers engine.runs engine.sweeps engine.places engine.answering "
     "engine.cards engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
     "widgets sharing engine.trials engine.drawing",

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['say', 'speak_utf8', 'lines_of_input', 'columns', 'in_json', 'command_line', 'checked', 'weighted', 'backbone_for',
-           'made', 'built_in', 'examples', 'Trained', 'fine_tune', 'baseline_of', 'result_rows', 'keep', 'train',
-           'recalled_task', 'sweep_rows', 'print_sweep', 'with_adapters', 'sweep', 'compare', 'draw_comparison']
+           'made', 'built_in', 'examples', 'deep_look', 'Trained', 'fine_tune', 'baseline_of', 'result_rows', 'keep',
+           'train', 'recalled_task', 'sweep_rows', 'print_sweep', 'with_adapters', 'sweep', 'compare',
+           'draw_comparison']
 
 # %% ../../nbs/engine/60_commands.ipynb #b22239e8
 import inspect
@@ -134,6 +135,20 @@ def examples(source, # your data; None: what is built in
         report = checked(source, kind, labels, table)
         task = data.task_of(report, few, seed=shared.seed)
     return weighted(task, shared.class_weights), report
+
+def deep_look(report, # of a pre-flight that goes on
+              backbone:str|None, # its name; None: whichever suits the data
+              page:Path|None, # where it is shown with pictures; None: nowhere
+             ): # a `SecondLook`
+    "The data once more, as a frozen network sees them."
+    from finetune_nb.confidence import second_look
+    from finetune_nb.data import task_of
+    from finetune_nb.engine.second_look import require_classes
+    require_classes(task := task_of(report))
+    model = made(task, backbone_for(task, report.source, backbone, "", None), seed=0)
+    look = second_look(model, task)
+    if page is not None: say(f"Shown in {look.save(page)}")
+    return look
 
 # %% ../../nbs/engine/60_commands.ipynb #8b0573f5
 @dataclass
