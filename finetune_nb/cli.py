@@ -14,7 +14,7 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
+from .engine.commands import (backbone_for, begun, built_in, columns, command_line, compare,
                                          draw_comparison, examples, in_json, lines_of_input, made,
                                          recalled_task, say, speak_utf8, sweep, train)
 from .engine.options import (Files, Keeping, Labels, Learning, Reading, Sweeping, TextTable, argument, home,
@@ -31,8 +31,8 @@ TEXT_TASKS = "topics", "citations", "software" # that are built in
 @with_groups
 def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Parquet, a folder of these or of .txt "
                          "files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
-         backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
-                         "or a folder.")="minilm",
+         backbone:option(Optional[str], "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
+                         "or a folder. [default: minilm]")=None,
          reading:Reading=Reading(), # how it reads them
          table:TextTable=TextTable(), # where the texts are
          labels:Labels=Labels(), # what is to be learnt
@@ -51,7 +51,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Pa
     """
     with keeping.reserved():
         task, report = examples(source, "text", built_in(reading.task, TEXT_TASKS, source), learning, labels, table)
-        model = made(task, backbone, learning.seed, **reading.told())
+        model, task = begun(task, None, learning, backbone, "minilm", **reading.told())
         chosen = {name: getattr(model, name) for name in reading.told() if hasattr(model, name)}
         train(task, report, model, learning, keeping, **chosen)
 
@@ -82,8 +82,8 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
     with keeping.reserved():
         task, report = examples(folder, "image", data.digits, learning, labels)
         moved = vision.augmentation(flip=flip) if augment or flip else None
-        backbone = backbone_for(task, folder, backbone, "resnet18-fractal", image_size)
-        model = made(task, backbone, learning.seed, image_size=image_size, augment=moved)
+        how = dict(image_size=image_size, augment=moved)
+        model, task = begun(task, folder, learning, backbone, "resnet18-fractal", **how)
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=augment or flip, flip=flip)
 

@@ -83,24 +83,24 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         task:Task, # learns on `task.train`, chooses on `task.validation`, never sees `task.test`
         epochs:int=10, # passes over the training examples, at least 1
         batch_size:int=16, # examples in a batch, of all processes together
+        accumulate:int=1, # batches in a step: it learns as from one that is so many times as large
         learning_rate:float|None=None, # of the topmost backbone block; None: what the model suggests
         head_learning_rate:float|None=None, # of the head; None: what the model suggests
         layer_decay:float=1.0, # each block's learning rate is this times the next one's, 0 to 1
         weight_decay:float=0.01, # of matrices; biases and norms get none
-        warmup:float=0.1, # share of the steps in which the learning rate rises
-        clip:float=1.0, # the largest norm of a step's gradient
+        warmup:float=0.1, clip:float=1.0, # share of steps in which the rate rises; the largest norm of a gradient
         patience:int|None=None, # stop after so many epochs without improvement on validation; None: never
         unfreeze_at:dict[int, int]|None=None, # gradual unfreezing: {epoch: freeze depth from then on}, from epoch 1
+        balance:bool=False, # draw each class equally often, however rare it is
         seed:int=0, # order of the examples, augmentation, dropout; the global random seeds are set to it
         cache:bool|str|Path=True, # run a frozen prefix once; a folder: and keep its states there for later runs
         precision:str="auto", # "fp32": exact. "auto": rounded a little where that is faster
         views:int|None=None, # random views of each training example that are cached; None: fresh ones, no cache
         memory_budget:int|None=None, # bytes, past which cached states go to a file; None: a quarter of what is free
         checkpoint:str|Path|None=None, # a folder for checkpoints
-        every:int=100, # steps between two of them
-        keep_last:int=2, # how many of them stay
+        every:int=100, keep_last:int=2, # steps between two of them; how many of them stay
         resume:bool=False, # go on from the newest one in the folder, if there is one
-        score:Callable|None=None, # chooses the best epoch: takes an `Evaluation`, more is better; None: its first score
+        score:Callable|str|None=None, # chooses the epoch: of an `Evaluation`, or one of its scores; None: its first
         objective:Objective|None=None, # what is asked, class weights and all; None: the task's
         unlabelled:str|None=None, # guess labels for `task.unlabelled`, too: "self-training" or "label-spreading"
         callbacks:Sequence[Callback]=(), # are told how it goes, and may end it
@@ -116,9 +116,12 @@ def prepared(model:Model, task:Task,
             )->Run: # that `go()` sets going
     "A fit that could begin."
     check_told(told)
-    objective = asked_of(model, task, told["objective"])
+    objective = asked_of(model, task, told["objective"], told["balance"])
     settings, depths = settings_of(model, told)
     check_settings(model, task, settings, depths)
+    if isinstance(told["score"], str): # is there one?
+        few = task.validation.subset(range(min(16, len(task.validation))))
+        evaluate(model, few, objective=objective).chosen_by(told["score"])
     names = "learning_rate", "head_learning_rate", "layer_decay", "weight_decay"
     groups = parameter_groups(model, depths[-1], *(settings[name] for name in names))
     keep = {name: told[name] for name in ("precision", "views", "memory_budget", "seed")}
