@@ -719,7 +719,7 @@ def test_going_on_with_more_classes(monkeypatch, capsys, reviews, tiny, tmp_path
     assert "which knows 2 classes; new ones: odd" in capsys.readouterr().err
     assert finetune_nb.load(second).classes == ["bad", "good", "odd"]
     result = saved_in(second)
-    assert result["made"]["continued"] == str(first) and result["settings"]["balance"]
+    assert result["made"]["continued"] == ["bad", "good"] and result["settings"]["balance"]
     assert "validation_macro_f1" in result["history"][0]
     assert recalled(second)[0].train.labels.unique().tolist() == [1, 2]
     assert main(monkeypatch, "text", more, *tiny, "--continue", first) == 1

@@ -28,7 +28,7 @@ FLOORS = [
     "engine.segmenters engine.dense_segmenters engine.twins engine.fast engine.memory engine.states engine.threads "
     "engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
-    "engine.checkpoints engine.run engine.guesses engine.explanations",
+    "engine.rates engine.checkpoints engine.run engine.guesses engine.explanations",
     "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
     "engine.pretrainer engine.choosing compression engine.onnx_models engine.continued engine.recalled",
     "widgets engine.trials engine.drawing",

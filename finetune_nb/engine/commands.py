@@ -131,7 +131,7 @@ def begun(task, # a `Task`
     model.augment = augment
     more = ", ".join(task.classes[len(old.classes):]) or "none"
     say(f"Going on with {folder}, which knows {len(old.classes)} classes; new ones: {more}")
-    return model, replace(task, made=task.made | dict(continued=str(folder)))
+    return model, task
 
 def built_in(name:str|None, # of a task, as it was told; None: the first
              choices:Sequence[str], # that there are

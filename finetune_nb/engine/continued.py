@@ -31,8 +31,10 @@ def add_rows(layer:nn.Linear|nn.Conv2d, # the last one: a row of weights for eac
 
 # %% ../../nbs/engine/46b_continued.ipynb #f05a7c92
 def renumbered(task:Task, # of classes
-               objective:Objective, # knows them, and perhaps more
+               objective:Objective, # of `with_more`
               )->Task: # the same examples
     "A task with another objective's class numbers."
     def of(part): return Examples(part.inputs, [task.classes[label] for label in part.targets.tolist()])
-    return replace(task, objective=objective, **{name: of(getattr(task, name)) for name in PARTS})
+    parts = {name: of(getattr(task, name)) for name in PARTS}
+    made = task.made | dict(continued=list(objective.classes[:objective.known])) # before these were added
+    return replace(task, objective=objective, made=made, **parts)

@@ -39,6 +39,5 @@ def recalled(folder:Path, # a saved model
     was = [result.get(f"num_{part}") for part in data.PARTS], own.get("fingerprint")
     now = [len(getattr(task, part)) for part in data.PARTS], task.made.get("fingerprint")
     if was != now: return None, "there are other examples now than those it learnt from"
-    classes = result.get("classes") or list(task.classes)
-    if classes != list(task.classes): task = renumbered(task, task.objective.with_more(classes)) # it was continued
+    if "continued" in own: task = renumbered(task, type(task.objective)(own["continued"]).with_more(task.classes))
     return task, ""

@@ -96,17 +96,16 @@ class Stages(Prefix):
         fast = may_round(self.model, self.settings["precision"])
         self.learner = self.accelerator.prepare(fast_learner(learner) if fast else learner)
         self.threads.begin()
-        if self.progress and self.world == 1: self._foresee()
+        if self.progress: self._foresee()
 
     def _foresee(self):
         "What a step of the longest batch needs in memory, said before there is one."
         longest = max(self.train.order(self.epoch), key=lambda batch: self.train.lengths[batch].sum())
         part, *_ = in_parts(longest, self.settings["batch_size"])
         batch = self.train.batch(part, self.epoch).to(self.accelerator.device)
-        tensors = [tensor for _, tensor in self.model.named_tensors()]
-        self.learner.train()
-        with as_if(self.learner), self.autocast:
-            self.history.memory = training_memory(lambda: batch.run(self.learner), tensors)
+        learner, tensors = self._unwrap().train(), [tensor for _, tensor in self.model.named_tensors()]
+        with as_if(learner), self.autocast:
+            self.history.memory = training_memory(lambda: batch.run(learner), tensors)
         tqdm.write(f"a step needs about {readable_size(self.history.memory)} of memory", file=sys.stderr)
 
     def _unwrap(self):
