@@ -26,7 +26,7 @@ from .engine.judging import answers_of, judge, objective_for
 from .engine.labels import Classification
 from .engine.models import Model, as_model
 from .engine.objective import Evaluation, Objective
-from .engine.rates import RangeTest, RateFound, rate_found
+from .engine.rates import RangeTest, RateFound
 from .engine.run import Run
 from .engine.settings import (asked_of, check_settings, check_told, settings_of,
                                          suggested_rates)
@@ -163,4 +163,4 @@ def find_learning_rate(model:nn.Module, # frozen as it shall be trained; it is l
     except TrainingDiverged: pass # at the last rate that was tried
     finally: kept.put_back()
     if history is not None and history.stopped == "interrupted": raise KeyboardInterrupt
-    return rate_found(factors, test.losses, suggested_rates(model, freeze_depth(model)))
+    return RateFound(factors, test.losses, suggested_rates(model, freeze_depth(model)))

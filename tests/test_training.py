@@ -22,7 +22,7 @@ from finetune_nb.engine.run import Run
 from finetune_nb.engine.several import Several
 from finetune_nb.engine.steps import Steps, TrainingDiverged
 from finetune_nb.freezing import fingerprint
-from finetune_nb.training import predict
+from finetune_nb.training import find_learning_rate, predict
 
 names = ["x", "y", "z"]
 how = dict(batch_size=16, learning_rate=1e-2, head_learning_rate=2e-2, progress=False)
@@ -270,6 +270,54 @@ def test_balanced_and_accumulated_runs_go_on_bit_for_bit(tmp_path):
     assert fingerprint(model) == fingerprint(whole) and history.train_loss == expected.train_loss
     with pytest.raises(ValueError, match="are: accumulate 4, now 2; balance True, now False; score None, now 'macro"):
         fit(model, given, resume=True, **told | dict(accumulate=2, balance=False, score="macro_f1"))
+
+
+# Which learning rate?
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("kind", objectives)
+def test_a_range_test_leaves_the_model_as_it_was(kind, depth):
+    "And finds rates with which it learns; one that goes too far ends early, without an error"
+    given = task(kind)
+    freeze(model := network(given.objective), depth)
+    before, asked = fingerprint(model), model.__dict__.get("objective")
+    for highest in 1e2, 1e9:
+        found = find_learning_rate(model, given, 60, highest=highest, progress=False)
+        assert fingerprint(model) == before and model.__dict__.get("objective") is asked
+        assert len(found.losses) <= len(found.factors) == 60 and found.plot().axes and found.reason in repr(found)
+        backbone, head = (rate / own for rate, own in zip(found.suggestion.values(), found.own))
+        assert 1e-5 < backbone == pytest.approx(head) < 1e2
+    assert len(found.losses) < 60, "it blew up"
+    untrained = evaluate(model, given.test, objective=given.objective)
+    fit(model, given, 8, progress=False, **found.suggestion)
+    assert evaluate(model, given.test).loss < untrained.loss
+
+
+def test_a_loss_that_never_falls_suggests_nothing_new():
+    "At rates that are all too large, or without a step"
+    given, model = task(), network(objectives["classification"])
+    found = find_learning_rate(model, given, 12, lowest=1e8, highest=1e9, progress=False)
+    assert tuple(found.suggestion.values()) == found.own and "the loss fell at no rate" in found.reason
+
+
+def test_an_interrupted_range_test_puts_the_weights_back(monkeypatch):
+    given, model = task(), network(objectives["classification"])
+    before, step, steps = fingerprint(model), Steps.step, []
+    def interrupted(self):
+        steps.append(step(self))
+        if len(steps) == 5: raise KeyboardInterrupt
+    monkeypatch.setattr(Steps, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt): find_learning_rate(model, given, progress=False)
+    assert fingerprint(model) == before and len(steps) == 5
+
+
+@pytest.mark.parametrize("told, sentence", [
+    (dict(steps=1), "steps must be at least 2, got 1"), (dict(lowest=0), "lowest must be at least 1e-09, got 0"),
+    (dict(lowest=1, highest=0.5), "highest must be at least 1, got 0.5"), (dict(batch_size=0), "batch_size must be at"),
+    (dict(cache=3), "cache must be yes, no, or a folder, got 3"), (dict(precision="half"), "precision must be")])
+def test_a_range_that_cannot_be_meant(told, sentence):
+    given = task()
+    with pytest.raises(ValueError, match=sentence): find_learning_rate(network(given.objective), given, **told)
 
 
 def test_the_worst_can_be_chosen_on_purpose():
