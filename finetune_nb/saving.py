@@ -22,19 +22,17 @@ from torch import nn
 
 import finetune_nb
 from .adapters import adapted, merged, save_adapter
-from .data import Examples, Task
+from .data import Task
+from .engine.answering import Answering, row_of
 from .engine.arguments import expect, library, many, network, number, place, whole
-from .engine.batches import Batches, Whole
 from .engine.cards import card_of, result_of
 from .engine.continued import add_rows, renumbered
 from .engine.families import refuse_wrong_hash
 from .engine.places import KEPT, refuse_others, require_room, reserved, writing
 from .engine.history import History
-from .engine.judging import answers_of
 from .engine.labels import Classification
 from .engine.models import Model, model_class, tensors_in
 from .engine.objective import Evaluation, objective_of
-from .engine.inputs import KINDS
 from .preflight import Unreadable
 
 # %% ../nbs/10_your_own_data.ipynb #e4158ab9
@@ -94,102 +92,9 @@ def _write(part:Path, model:Model, task:Task, history:History, evaluation:Evalua
     history.plot().savefig(part/"curves.png", dpi=150)
     evaluation.plot().savefig(part/figure, dpi=150)
 
-# %% ../nbs/10_your_own_data.ipynb #25ae4f26
-def _shown(given) -> str: # an input, in a table
-    given = getattr(given, "place", given)
-    if not isinstance(given, str | Path): return "image" if hasattr(given, "convert") else type(given).__name__
-    return str(given).encode(errors="backslashreplace").decode() # the name of a file may hold half a letter
-
-def _row(given, answer, objective, top:int, least:float) -> dict: # of a table
-    if not isinstance(answer, Unreadable):
-        said = objective.said(answer, top, given)
-        if said.get("probability", least) < least: said["class"] = None
-        return dict(input=_shown(given)) | said
-    nothing = dict.fromkeys(objective.said(objective.nothing, top))
-    return dict(input=_shown(given)) | nothing | dict(error=_shown(answer.reason))
-
-def _readable(kind, given): # the input, or an `Unreadable`; `kind`: of a model's inputs, where it is known
-    "In an empty text there is nothing to read, as in training."
-    fault = kind.fault(given) if kind and isinstance(given, str) else None
-    return Unreadable(given, f"{fault.what}: {fault.reason}") if fault else given
-
-# %% ../nbs/10_your_own_data.ipynb #de034072
-def _encoded(model:Model, inputs:list) -> list: # each encoded, or an `Unreadable`
-    "Together, or one by one, to see which of them cannot be read."
-    def one(given):
-        try: return model.encode([given])[0]
-        except (OSError, ValueError, TypeError) as error: return Unreadable(_shown(given), str(error))
-    good = [x for x in inputs if not isinstance(x, Unreadable)]
-    try: ready = iter(model.encode(good) if good else [])
-    except (OSError, ValueError, TypeError): ready = map(one, good)
-    return [x if isinstance(x, Unreadable) else next(ready) for x in inputs]
-
-def _answers(model:Model, inputs:list) -> list: # an answer each, or an `Unreadable`
-    encoded = _encoded(model, inputs)
-    good = [x for x in encoded if not isinstance(x, Unreadable)]
-    if not good: return encoded
-    batches = Batches(model, Examples(good, [0] * len(good)), encoded=good)
-    found = iter(answers_of(Whole(model), batches, model.objective, "auto")[0])
-    return [x if isinstance(x, Unreadable) else next(found) for x in encoded]
-
-# %% ../nbs/10_your_own_data.ipynb #a5de7cf1
-class _Answering:
-    "What a `model` answers."
-    def _require(self, method:str, what:str):
-        "Not all answers can be written as all else."
-        if hasattr(self.model.objective, method): return
-        raise ValueError(f"{what}, and this one answers {self.model.objective.kind.replace('_', ' ')}.")
-
-    def answers(self, inputs, # as `predict` takes them, a list
-                batch_size:int=64, # inputs that are prepared at a time
-                windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
-               )->list: # an answer each, as the objective gives them; an `Unreadable`, with its `reason`, has none
-        "The bare answers."
-        kind, batch_size = KINDS.get(self.model.inputs), whole("batch_size", batch_size, 1)
-        inputs = [_readable(kind, given) for given in many("inputs", inputs)]
-        if windows is not None:
-            self._require("mask_of", "Windows are for models of masks")
-            return [self._in_windows(given, whole("windows", windows, 32), batch_size) for given in inputs]
-        parts = (inputs[i:i + batch_size] for i in range(0, len(inputs), batch_size))
-        return [answer for part in parts for answer in _answers(self.model, part)]
-
-    def in_conll(self, inputs, # texts, or lists of words
-                 answers, # to them, of `answers`
-                )->str:
-        "The tags that a model of these gives, a word a line; what cannot be read is left out."
-        self._require("in_conll", "CoNLL is for models of tags")
-        pairs = zip(many("inputs", inputs), many("answers", answers))
-        return self.model.objective.in_conll([pair for pair in pairs if not isinstance(pair[1], Unreadable)])
-
-# %% ../nbs/10_your_own_data.ipynb #a5de7cf2
-class _OfPixels(_Answering):
-    "Answers that are as large as their images."
-    def _in_windows(self, given, windows:int, batch_size:int): # an answer as large as the image, or an `Unreadable`
-        if isinstance(given, Unreadable): return given
-        try: return self.model.in_windows(given, windows, lambda parts: self.answers(parts, batch_size))
-        except (OSError, ValueError) as error: return Unreadable(_shown(given), str(error))
-
-    def _write(self, folder, inputs, answers):
-        "Masks as files."
-        self._require("write", "Masks are for models of masks")
-        good = [(given, self.model.objective.mask_of(answer, given)) for given, answer in zip(inputs, answers)
-                if not isinstance(answer, Unreadable)]
-        folder = place("masks", folder)
-        with writing("the masks", folder): self.model.objective.write(folder, good)
-
-    def masks(self, inputs, # images
-              batch_size:int=64, # inputs that are prepared at a time
-              windows:int|None=None, # pixels of an image, the side of what is read at once; None: all of it
-             )->list: # a `Mask` each, as large as its image; an `Unreadable` for what cannot be read
-        "The class of each pixel."
-        self._require("mask_of", "Masks are for models of masks")
-        inputs = many("inputs", inputs)
-        return [answer if isinstance(answer, Unreadable) else self.model.objective.mask_of(answer, given)
-                for given, answer in zip(inputs, self.answers(inputs, batch_size, windows))]
-
 # %% ../nbs/10_your_own_data.ipynb #33bc48da
 @dataclass(repr=False)
-class Predictor(_OfPixels):
+class Predictor(Answering):
     "A saved model, ready to use."
     model: Model # in evaluation mode
     classes: list[str] # none where something else is asked
@@ -201,6 +106,7 @@ class Predictor(_OfPixels):
                 batch_size:int=64, # inputs that are prepared at a time; changes the speed and the memory only
                 windows:int|None=None, # of masks: pixels of an image, the side of what is read at once; None: all of it
                 masks:str|Path|None=None, # of masks: a folder, into which they are written; nothing is overwritten
+                boxes:str|Path|None=None, # of boxes: a file .json (COCO) or .csv, or a folder (VOC, and pictures)
                 abstain:float=0.0, # no class is named whose probability is below this, 0 to 1
                )->pd.DataFrame: # a row each: `input`, `class`, `probability` …; `error` says why one cannot be read
         "What does the model answer, and how sure is it?"
@@ -208,16 +114,14 @@ class Predictor(_OfPixels):
         inputs = [inputs] if one else many("inputs", inputs)
         if len(inputs) == 0: raise ValueError("predict got no inputs: give at least one.")
         objective.said(objective.nothing, whole("top", top)) # refuses a top that cannot be meant
-        if number("abstain", abstain, 0, 1): self._require("temperature", "Abstaining is for models of one class")
+        if number("abstain", abstain, 0, 1):
+            self.require(hasattr(objective, "temperature"), "Abstaining is for models of one class")
+        files = {what: where for what, where in dict(masks=masks, boxes=boxes).items() if where is not None}
+        for what in files: self.require_written(what)
         answers = self.answers(inputs, batch_size, windows)
-        if masks is not None: self._write(masks, inputs, answers)
+        for what, where in files.items(): self.write(what, where, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
-        return pd.DataFrame([_row(given, answer, objective, top, abstain) for given, answer in zip(inputs, answers)])
-
-    def __repr__(self):
-        if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
-        names = ", ".join(self.classes[:6]) + " …" * (len(self.classes) > 6)
-        return f"Predictor of {len(self.classes)} classes for {self.model.inputs}s: {names}"
+        return pd.DataFrame([row_of(given, answer, objective, top, abstain) for given, answer in zip(inputs, answers)])
 
 # %% ../nbs/10_your_own_data.ipynb #565ed461
 def _read_about(folder:Path) -> dict:
@@ -247,6 +151,9 @@ def load(folder # what `save`, or `--out`, has written
         asked = about.get("objective")
         if asked: model.objective = objective_of(asked)
         elif model.objective is None: model.objective = Classification(about["classes"])
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"The model in {str(folder)!r} needs the package {error.name}, which is not there: "
+                                  f"pip install {error.name}.", name=error.name) from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, OSError) as error:
         raise OSError(f"The model in {str(folder)!r} cannot be loaded: {error}") from error
     return Predictor(model.eval(), list(about["classes"]), about)
@@ -293,7 +200,7 @@ def export_onnx(folder, # a saved model
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         found = session.run(names, {name: t.numpy() for name, t in other.items()})
         with torch.no_grad(): expected = tensors_in(model(**other))
-        gap = max(_apart(torch.tensor(ours), theirs) for ours, theirs in zip(found, expected))
+        gap = model.gap(found, expected)
         if not gap <= 1e-4: # NaN is no agreement
             raise ValueError(f"onnxruntime and PyTorch differ by {gap:.1e}, expected at most 1e-4: "
                              "nothing was written.")
@@ -302,9 +209,6 @@ def export_onnx(folder, # a saved model
     return file
 
 # %% ../nbs/10_your_own_data.ipynb #73071762
-def _apart(ours, theirs) -> float: # as a share of the largest number, where there is one above 1
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
-
 def _write_onnx(model:Model, given:dict[str, torch.Tensor], file:Path) -> list[str]: # the outputs' names
     "Any number of examples, and of tokens where these differ."
     batch, mask = torch.export.Dim("batch"), model.mask(given)

@@ -90,7 +90,8 @@ def backbone_for(task, # a `Task`
     "A backbone's name; a choice is told in a line."
     from finetune_nb.engine.families import embedded
     from finetune_nb.pretraining import choose
-    if told is not None or source is None: return told or usual
+    if told is not None: return told
+    if source is None: return task.objective.backbone or usual
     if task.objective.backbone in embedded(task.kind): return task.objective.backbone
     choice = choose(task, image_size=image_size)
     say(choice)

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'Request', 'Example', 'Kind', 'Images', 'too_long', 'alphabets', 'unknown_texts', 'Texts', 'kind_of']
 
 # %% ../../nbs/engine/12b_inputs.ipynb #8d0e4b71
-import os, unicodedata, warnings
+import base64, os, unicodedata, warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .findings import Fault, Finding, Notes, Unreadable, told
 from .folders import walk
-from .pictures import IMAGE_FILES, look, near_pairs, same_bytes
+from .pictures import IMAGE_FILES, StoredImage, look, near_pairs, same_bytes
 from .tables import (AS_IT_LOOKS, TABLES, Written, bytes_of, decoded, table_ending, text_fault,
                                        texts_in)
 from .targets import load_kinds, target_kind
@@ -59,6 +59,7 @@ class Kind:
     files = "" # what its files are called
     endings: Collection[str] = () # of its files, in small letters
     example = "" # how such a file lies in the folder of its class
+    typed = False # can one be typed, or is it a file?
 
     def require(self, path:Path):
         "Raise an error if nothing of this kind, asked for by its name, can be there."
@@ -89,6 +90,14 @@ class Kind:
         "Inputs from what stands behind a command: in a file or a folder; of texts, perhaps the text itself."
         if os.path.exists(word): return self.inputs_in(Path(word))
         raise FileNotFoundError(f"There is no file and no folder {word!r}: give {self.name} files.")
+
+    def of_json(self, given, # a value, as another program sent it
+                place:str # what it is called in a message
+               ): # an input, or an `Unreadable`
+        "An input of another program; a file's bytes are written in base64."
+        try: content = base64.b64decode(given, validate=True)
+        except (TypeError, ValueError): return Unreadable(place, f"it is no {self.name} in base64")
+        return StoredImage(lambda: content, place)
 
     def of_file(self, file:Path, text_column:str|None, written:Written) -> list:
         "Inputs without labels, from one file; an `Unreadable` for what cannot be read."
@@ -192,6 +201,7 @@ def unknown_texts(texts:Sequence[str], # N
 class Texts(Kind):
     "Sentences, reviews, letters."
     name, files, endings, example = "text", "text file", [".txt"], "cat/1.txt"
+    typed = True
     forms = {} # what else can be read: functions of a file and an encoding that give texts, by the file's ending
     _said_whole = {".txt", ".text", ".md", ".rst", ""} # files that are one text each
 
@@ -209,6 +219,9 @@ class Texts(Kind):
         return [*cut, *unknown_texts(inputs, tokens, model.tokenizer)]
 
     def of_lines(self, lines): return list(lines)
+
+    def of_json(self, given, place):
+        return self._readable(given, place) if isinstance(given, str) else Unreadable(place, "it is no string")
 
     def of_word(self, word): return super().of_word(word) if os.path.exists(word) else [self._readable(word, word)]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'take', 'size', 'joined', 'rarest', 'Looks', 'Evaluation', 'is_share', 'shown', 'name_of', 'Asked',
-           'OutputTarget', 'Answered', 'Objective', 'objective_of', 'asked_in']
+           'Answered', 'OutputTarget', 'Reported', 'Objective', 'objective_of', 'asked_in']
 
 # %% ../../nbs/engine/00_objective.ipynb #b17c20d9
 import dataclasses
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -192,11 +193,6 @@ class Asked:
         return cls(), list(targets)
 
 # %% ../../nbs/engine/00_objective.ipynb #6563698e
-class OutputTarget(NamedTuple):
-    "What of an answer is explained."
-    name: str # for people: a class, an entity
-    score: Callable # of the outputs for a batch of B, `float[B]`
-
 class Answered(Asked):
     "What is answered: the head, losses, and what outputs mean."
     @property
@@ -238,12 +234,32 @@ class Answered(Asked):
         raise ValueError(f"How sure answers of {self.kind.replace('_', ' ')} are is not known: "
                          'choose by="diversity".')
 
+# %% ../../nbs/engine/00_objective.ipynb #47e13af7
+class OutputTarget(NamedTuple):
+    "What of an answer is explained."
+    name: str # for people: a class, an entity
+    score: Callable # of the outputs for a batch of B, `float[B]`
+
+class Reported(Answered):
+    "What people see of an answer."
     def said(self, answer, # one of `answers`
              top:int=1, # alternatives to name
              given=None, # the input that it answers
             )->dict: # columns of a table
         "An answer in words and numbers."
         return dict(answer=answer)
+
+    def full_size(self, answer, # one of `answers`
+                  given, # the input that it answers
+                 ):
+        "An answer in pixels of its input, where `written` says what that is."
+        raise NotImplementedError(f"{type(self).__name__} has no answers as large as their inputs.")
+
+    def write(self, where:Path, # a file or a folder; nothing is overwritten
+              read:Sequence[tuple], # inputs, and their answers at full size
+             )->list[Path]:
+        "Answers as files."
+        raise NotImplementedError(f"{type(self).__name__} writes no files.")
 
     def output_target(self, answer, # one of `answers`
                       target=None, # what is asked about, as the kind has it: a class, a span; None: what it answers
@@ -256,7 +272,7 @@ class Answered(Asked):
 # %% ../../nbs/engine/00_objective.ipynb #1bc2aa42
 kinds = {} # the class of each kind of objective, by its name
 
-class Objective(Answered):
+class Objective(Reported):
     "What is asked of a model."
     kind = "" # its name, as in "multi_label": the class's, in small letters
     reads = "pooled" # what the head sees of a backbone: one vector for each network input
@@ -265,6 +281,8 @@ class Objective(Answered):
     nothing = None # stands for an answer where there is none
     held_out = 0.2 # share of the examples to choose by, and as many to be judged on, where nobody says
     backbone = "" # that suits it, where its strata say nothing of that; empty: whichever suits the strata
+    written = "" # what answers as large as their inputs are called, as in "masks"; empty: there are none
+    in_windows = False # may a large input be answered in parts?
     random = False # is something drawn at random in the loss or the forward pass? Then `collate` gets seeds
 
     def __init_subclass__(cls, abstract:bool=False, **options):

@@ -206,7 +206,7 @@ def look(file:Path|StoredImage, # an image, or what is called one
             if not size: return Look("empty file", "it has 0 bytes")
             image = _opened(opened)
             expected = IMAGE_FILES.get(Path(str(file)).suffix.lower(), image.format)
-            remark = "" if image.format in (expected, "MPO") else f"it is a {image.format}, and is read as one"
+            remark = "" if image.format in (expected, "MPO") else f"its format is {image.format}, and is read as that"
             at = opened.tell()
             whole = _ends_well(image, *_edges(opened, size), size)
             if whole and not decode: return Look(remark=remark)
