@@ -14,9 +14,9 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, built_in, columns, command_line, compare, deep_look,
+from .engine.commands import (backbone_for, begun, built_in, columns, compare, deep_look,
                                          draw_comparison, examples, in_json, lines_of_input, made,
-                                         recalled_task, say, speak_utf8, sweep, train)
+                                         say, speak_utf8, sweep, train)
 from .engine.model_commands import compress, export, push, serve
 from .engine.options import (Files, Keeping, Labels, Learning, Reading, Seeing, Sweeping, TextTable,
                                         argument, home, most_pixels, option, place, require_ending, with_groups)
@@ -33,8 +33,8 @@ IMAGE_TASKS = "digits", "photographs", "scenes", "patches"
 @with_groups
 def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Parquet, a folder of these or of .txt "
                          "files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
-         backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
-                         "or a folder.")="minilm",
+         backbone:option(Optional[str], "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
+                         "or a folder. [default: minilm]")=None,
          reading:Reading=Reading(), # how it reads them
          table:TextTable=TextTable(), # where the texts are
          labels:Labels=Labels(), # what is to be learnt
@@ -53,7 +53,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Pa
     """
     with keeping.reserved():
         task, report = examples(source, "text", built_in(reading.task, TEXT_TASKS, source), learning, labels, table)
-        model = made(task, backbone, learning.seed, **reading.told())
+        model, task = begun(task, None, learning, backbone, "minilm", **reading.told())
         chosen = {name: getattr(model, name) for name in reading.told() if hasattr(model, name)}
         train(task, report, model, learning, keeping, **chosen)
 
@@ -80,8 +80,8 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
     """
     with keeping.reserved():
         task, report = examples(folder, "image", built_in(seeing.task, IMAGE_TASKS, folder), learning, labels)
-        backbone = backbone_for(task, folder, backbone, "resnet18-fractal", seeing.image_size)
-        model = made(task, backbone, learning.seed, image_size=seeing.image_size, augment=seeing.moved())
+        how = dict(image_size=seeing.image_size, augment=seeing.moved())
+        model, task = begun(task, folder, learning, backbone, "resnet18-fractal", **how)
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=seeing.augment or seeing.flip, flip=seeing.flip)
 
