@@ -16,6 +16,8 @@ _names = {
     "compression": ["compress"],
     "interpret": ["explain"],
     "confidence": ["calibrate"],
+    "layers": [],
+    "sharing": [],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],
@@ -26,13 +28,15 @@ _names = {
 family_rooms = ["engine.torchvision_families", "engine.segmentation_families", "engine.timm_families",
                 "engine.transformers_families"]
 # Rooms that read kinds of targets of their own: they are imported when somebody first asks what can be learnt.
-kind_rooms = ["engine.tagged", "engine.mask_files", "engine.mask_shapes"]
+kind_rooms = ["engine.tagged", "engine.mask_files", "engine.mask_shapes", "engine.box_files",
+              "engine.box_formats"]
 # The rooms whose models can be saved, by the kind of model: `load` imports them when it meets one.
 model_rooms = {"image": "vision", "text": "text", "tagger": "text", "segmenter": "vision",
-               "dense_segmenter": "vision", "onnx": "engine.onnx_models"}
+               "dense_segmenter": "vision", "detector": "vision", "onnx": "engine.onnx_models"}
 # What makes a new model, by the inputs of a task and by what its objective reads of a backbone.
 model_makers = {("image", "pooled"): "vision.classifier", ("text", "pooled"): "text.classifier",
-                ("text", "words"): "text.tagger", ("image", "maps"): "vision.segmenter"}
+                ("text", "words"): "text.tagger", ("image", "maps"): "vision.segmenter",
+                ("image", "boxes"): "vision.detector"}
 
 _module_of = {name: module for module, names in _names.items() for name in names}
 __all__ = [*_names, *_module_of]

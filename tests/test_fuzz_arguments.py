@@ -18,6 +18,7 @@ from finetune_nb.engine.explanations import Score
 from finetune_nb.engine.families import open_backbone
 from finetune_nb.engine.fractals import Recipe
 from finetune_nb.engine.inputs import Example
+from finetune_nb.engine.detection import Detection
 from finetune_nb.engine.segmentation import Segmentation
 from finetune_nb.engine.tagging import Tagging
 from fuzzing import fuzz, ours
@@ -121,6 +122,7 @@ def calls():
         "data.digits": lambda: dict(seeded),
         "data.photographs": lambda: dict(labels_per_class=2, validation_per_class=2, test_per_class=2),
         "data.scenes": lambda: dict(num_train=1, num_validation=1, num_test=1),
+        "data.patches": lambda: dict(num_train=1, num_validation=1, num_test=1),
         "data.citations": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.software": lambda: dict(num_train=2, num_validation=2, num_test=2),
         "data.task_of": lambda: dict(report=report()),
@@ -148,6 +150,10 @@ def calls():
                                               wanted=Segmentation(["a", "b"])),
         "vision.segmenter": lambda: dict(name="mobilenet_v3_small", wanted=Segmentation(["a", "b"]), image_size=64,
                                          pretrained=False),
+        "vision.Detector": lambda: dict(backbone=open_backbone("mobilenet_v3_small", "image", False),
+                                        wanted=Detection(["a", "b"]), preprocessing=dict(image_size=64)),
+        "vision.detector": lambda: dict(name="mobilenet_v3_small", wanted=Detection(["a"]), image_size=64,
+                                        pretrained=False),
         "adapters.lora": lambda: dict(model=network()),
         "adapters.adapted": lambda: dict(model=network()),
         "adapters.described": lambda: dict(model=network()),
@@ -187,6 +193,7 @@ def calls():
         "training.evaluate": lambda: dict(model=network(), examples=few()),
         "training.predict": lambda: dict(model=network(), inputs=few().inputs),
         "training.parameter_groups": lambda: dict(model=network(), depth=1, learning_rate=1e-3, head_learning_rate=0.1),
+        "training.find_learning_rate": lambda: dict(model=network(), task=task(), steps=4) | quiet,
         "training.fit": lambda: dict(model=network(), task=task(), epochs=1) | quiet,
         "unlabelled.self_training": lambda: dict(guessing()),
         "unlabelled.label_spreading": lambda: dict(guessing()),
@@ -199,6 +206,7 @@ def calls():
         "saving.Predictor.in_conll": lambda: dict(self=reader(), inputs=["good"], answers=[("O",)]),
         "saving.Predictor.masks": lambda: dict(self=reader(), inputs=["good"]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
+        "saving.with_classes": lambda: dict(model=reader().model, task=data.task_of(report())),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),
         "interpret.occlusion": lambda: dict(score=score()),
         "interpret.integrated_gradients": lambda: dict(score=score()),
@@ -211,7 +219,11 @@ def calls():
         "confidence.calibration_error": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
         "confidence.best_temperature": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
         "confidence.calibrate": lambda: dict(model=network(), task=task()),
+        "layers.probe": lambda: dict(model=network(), task=task()),
+        "layers.cka": lambda: dict(a=np.eye(6, 3), b=np.eye(6, 2)),
+        "layers.nearest": lambda: dict(model=network(), known=few().inputs, inputs=few().inputs),
         "confidence.strangeness": lambda: dict(model=network(), task=task(), inputs=few().inputs),
+        "confidence.second_look": lambda: dict(model=network(), task=task()) | quiet,
         "pretraining.pretrain": lambda: dict(recipe=small_recipe(), folder=files()/"run", device="nowhere") | quiet,
         "pretraining.ship": lambda: dict(checkpoint=files()/"run", file=files()/"shipped.safetensors"),
         "pretraining.features": lambda: dict(model=network(), examples=few()),
@@ -288,10 +300,10 @@ wrong += [generator, lambda: iter([1]), lambda: map(str, [1]), lambda: (lambda *
           lambda: collections.defaultdict(list), small_recipe]
 huge = [lambda value=value: value for value in [10**30, -10**30, 1e300, 2**62, np.int64(2**40)]]
 works = {"epochs", "steps", "repeats", "rounds", "draws", "seeds", "depths", "resolution"} # where huge is only long
-slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, classifier=0.1, tagger=0.1, segmenter=0.1,
-            Segmenter=0.2, DenseSegmenter=0.2, FreezeExplorer=0.2, baseline=0.1, plot_path=0.3, sweep=0.3,
-            one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3, lora=0.3, compress=0.3, distil=0.1,
-            pace=0.3) # so much more rarely
+slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, patches=0.1, classifier=0.1, tagger=0.1,
+            segmenter=0.1, Segmenter=0.2, DenseSegmenter=0.2, Detector=0.2, detector=0.1, FreezeExplorer=0.2,
+            baseline=0.1, plot_path=0.3, sweep=0.3, one_by_one=0.3, draw_blocks=0.3, load=0.3, pretrain=0.3, lora=0.3,
+            compress=0.3, distil=0.1, pace=0.3) # so much more rarely
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`

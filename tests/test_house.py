@@ -19,29 +19,32 @@ FLOORS = [
     "gradient freezing preflight engine.arguments engine.objective engine.families engine.guessing engine.findings "
     "engine.pictures engine.delimited engine.conll engine.tags engine.frames engine.tables engine.inputs "
     "engine.folders engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers "
-    "engine.tagged engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes",
+    "engine.tagged engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
+    "engine.boxes engine.box_writers engine.box_files engine.box_formats",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
-    "engine.segmentation engine.mask_baselines engine.segmentation_families engine.scenes "
-    "engine.docstrings engine.citations engine.software engine.splits engine.fractals engine.photographs "
-    "engine.torchvision_families engine.timm_families engine.transformers_families",
+    "engine.segmentation engine.detection engine.mask_baselines engine.box_baselines engine.segmentation_families "
+    "engine.scenes engine.patches engine.docstrings engine.citations engine.software engine.splits engine.fractals "
+    "engine.photographs engine.handwriting engine.torchvision_families engine.timm_families "
+    "engine.transformers_families",
     "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
-    "engine.segmenters engine.dense_segmenters engine.twins engine.fast engine.states engine.threads engine.batches "
-    "engine.prefix engine.cutting engine.taps",
+    "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.memory engine.states "
+    "engine.threads engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
-    "engine.checkpoints engine.run engine.guesses engine.explanations",
-    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.cards "
-    "engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
-    "widgets engine.trials engine.drawing",
-    "cli engine.commands engine.options",
+    "engine.rates engine.checkpoints engine.run engine.guesses engine.explanations engine.second_look",
+    "depth pretraining saving interpret confidence layers engine.runs engine.sweeps engine.places engine.answering "
+    "engine.cards engine.pretrainer engine.choosing compression engine.onnx_models engine.continued "
+    "engine.recalled",
+    "widgets sharing engine.trials engine.drawing",
+    "cli engine.commands engine.model_commands engine.options",
 ]
 floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in modules.split()}
 
 # The rooms that may call a kind of task, a kind of input or a family of backbones by its name
 its_own_room = re.compile(
-    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|conll|citations|software|pictures|tables|inputs|readers"
-    r"|\w+_families)|vision|text")
+    r"engine\.(labels|numbers|several|tag\w+|mask\w+|segment\w+|box\w+|detect\w+|conll|citations|software|pictures"
+    r"|tables|inputs|readers|\w+_families)|vision|text")
 kinds = {"image", "text", "classification", "multi_label", "multi-label", "regression", "several", "tagging", "tagger",
-         "segmentation", "segmenter"}
+         "segmentation", "segmenter", "detection", "detector"}
 families = re.compile(
     r"(albert|alexnet|bert|camembert|convnext|densenet|distilbert|efficientnet|electra|gpt2|minilm|mobilenet|regnet"
     r"|resnet|roberta|swin|swintransformer|vgg|visiontransformer|vit|xlm)([\W_\d].*)?", re.IGNORECASE)
@@ -350,6 +353,9 @@ def test_a_kind_has_a_room_of_its_own():
                      "engine.tags", "engine.tagging", "engine.tag_baselines", "engine.tagged", "engine.taggers",
                      "engine.conll", "engine.citations", "engine.software", "engine.masks", "engine.mask_pictures",
                      "engine.mask_files", "engine.mask_shapes", "engine.mask_baselines",
+                     "engine.boxes", "engine.box_baselines", "engine.box_writers", "engine.box_files",
+                     "engine.box_formats",
+                     "engine.detection", "engine.detectors",
                      "engine.segmentation", "engine.segmenters", "engine.segmentation_families",
                      "engine.tables", "engine.inputs", "engine.readers", "engine.torchvision_families",
                      "engine.timm_families", "engine.transformers_families"}

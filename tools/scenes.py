@@ -1,20 +1,15 @@
 """Which scenes teach something? Variants of `data.scenes`, over seeds, kept in nbs/measured/scenes.json.
 
-`python tools/scenes.py [VARIANT…] [--seeds 3]`: what is measured already is not measured again.
+`python tools/scenes.py [VARIANT…] [--ways WAY…] [--seeds 0 1 2]`
 """
-import argparse
-import json
-import time
 from functools import partial
-from pathlib import Path
 
 from finetune_nb import evaluate, fit, freeze, vision
 from finetune_nb.data import Examples, Task, baseline
 from finetune_nb.engine.scenes import draw_scenes
 from finetune_nb.freezing import blocks
-from lessons import processor
+from variants import compare
 
-SAVED = Path(__file__).parent.parent/"nbs"/"measured"/"scenes.json"
 VARIANTS = { # scenes to learn from, epochs, and how they are drawn
     "one light, 100 scenes": (100, 12, {}),
     "one light, 60 scenes": (60, 12, {}),
@@ -30,15 +25,15 @@ def task_of(variant, seed):
     return Task("scenes", "image", objective, *(Examples(*part) for part in parts), made=made)
 
 
-def learnt(task, seed, epochs, learning=0, rate=None, pretrained=True):
+def learnt(task, variant, seed, learning=0, rate=None, pretrained=True):
     "Validation and test scores; `learning` blocks of the backbone"
     model = vision.segmenter("efficientnet-lite0", task, 128, pretrained=pretrained, seed=seed)
     freeze(model, len(blocks(model)) - 1 - learning)
-    history = fit(model, task, epochs, 8, rate, rate, seed=seed, progress=False)
+    history = fit(model, task, VARIANTS[variant][1], 8, rate, rate, seed=seed, progress=False)
     return history.validation_score, evaluate(model, task.test).iou
 
 
-def forest(task, seed, epochs):
+def forest(task, variant, seed):
     found = baseline(task)
     return found.validation_scores["iou"], found.iou
 
@@ -48,21 +43,4 @@ WAYS = {"forest": forest, "decoder alone": learnt, "upper half": partial(learnt,
 WAYS |= {f"scratch, {rate:g}": partial(learnt, learning=9, rate=rate, pretrained=False) for rate in RATES}
 
 
-if __name__ == "__main__":
-    asked = argparse.ArgumentParser()
-    asked.add_argument("variants", nargs="*", default=list(VARIANTS))
-    asked.add_argument("--seeds", type=int, default=3)
-    told = asked.parse_args()
-    rows = json.loads(SAVED.read_text())["rows"] if SAVED.exists() else []
-    for variant in told.variants:
-        for seed in range(told.seeds):
-            task = None
-            for way, measure in WAYS.items():
-                if any((own["variant"], own["seed"], own["way"]) == (variant, seed, way) for own in rows): continue
-                task, began = task or task_of(variant, seed), time.process_time()
-                validation, test = measure(task, seed, VARIANTS[variant][1])
-                rows.append(dict(variant=variant, seed=seed, way=way, validation=round(validation, 4),
-                                 test=round(test, 4), seconds=round(time.process_time() - began, 1)))
-                print(rows[-1], flush=True)
-                about = dict(machine=processor())
-                SAVED.write_text(json.dumps(about | dict(rows=rows), indent=1) + "\n")
+if __name__ == "__main__": compare("scenes", VARIANTS, WAYS, task_of)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch.nn import functional as F
 
 from ..data import Examples
 from .arguments import place, told
@@ -49,7 +50,8 @@ class Score:
     def __call__(self, shown:torch.Tensor # float[n, P], 1 or 0: is the part shown?
                 )->torch.Tensor: # float[n]
         encoded = self.parts.hidden(shown.cpu() > .5)
-        return self.of(self.model.call(to_device(self.model.collate(encoded), self.device)))
+        found = self.of(self.model.call(to_device(self.model.collate(encoded), self.device)))
+        return F.pad(found, (0, len(shown) - len(found))) # the last images may have nothing to score
 
     @torch.no_grad()
     def values(self, shown:torch.Tensor # bool[n, P]

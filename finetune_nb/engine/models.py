@@ -149,6 +149,13 @@ class Saves:
         if isinstance(batch, Mapping): return dict(batch)
         return dict(zip(names, batch if isinstance(batch, tuple) else [batch]))
 
+    def gap(self, found:Sequence, # arrays, as another program gave them
+            expected:Sequence[torch.Tensor], # as the model gives them
+           )->float: # NaN: they cannot be compared
+        "How far an export's outputs are from the model's, as a share of the largest number, where that is above 1."
+        return max(((torch.tensor(ours) - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
+                   for ours, theirs in zip(found, expected))
+
     def usage(self, about:dict # what `model.json` says
              )->str: # Markdown
         "How a saved model is used."
