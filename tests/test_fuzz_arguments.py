@@ -204,6 +204,7 @@ def calls():
         "saving.Predictor.answers": lambda: dict(self=reader(), inputs=["good"]),
         "saving.Predictor.in_conll": lambda: dict(self=reader(), inputs=["good"], answers=[("O",)]),
         "saving.Predictor.masks": lambda: dict(self=reader(), inputs=["good"]),
+        "saving.Predictor.boxes": lambda: dict(self=reader(), inputs=["good"]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),
         "interpret.occlusion": lambda: dict(score=score()),
