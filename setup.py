@@ -8,7 +8,7 @@ config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 settings = config["DEFAULT"]
 lines = lambda key: settings.get(key, "").split("\n")[1:]
 extras = {name: lines(f"{name}_requirements") for name in ("offline", "datasets", "excel", "heic", "export",
-                                                           "compression", "adapters", "dev")}
+                                                           "compression", "adapters", "serve", "dev")}
 
 setup(
     name=settings["pip_name"],
@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
-    package_data={settings["lib_path"]: ["weights/*", "*.css", "*.js"]},
+    package_data={settings["lib_path"]: ["weights/*", "*.css", "*.js", "*.html"]},
     install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={

@@ -16,6 +16,8 @@ _names = {
     "compression": ["compress"],
     "interpret": ["explain"],
     "confidence": ["calibrate"],
+    "layers": [],
+    "sharing": [],
     "pretraining": [],
     "depth": ["sweep"],
     "widgets": ["FreezeExplorer"],

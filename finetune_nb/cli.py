@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'TEXT_TASKS', 'IMAGE_TASKS', 'text', 'image', 'run', 'depth_image', 'depth_text', 'pretrain', 'check',
-           'predict', 'next_to_label', 'explain', 'export', 'compress', 'main']
+           'predict', 'next_to_label', 'explain', 'main']
 
 # %% ../nbs/20_command_line.ipynb #913b0b73
 import json
@@ -14,9 +14,10 @@ from typing import Optional
 
 import typer
 
-from .engine.commands import (backbone_for, built_in, columns, command_line, compare,
+from .engine.commands import (backbone_for, begun, built_in, columns, compare, deep_look,
                                          draw_comparison, examples, in_json, lines_of_input, made,
-                                         recalled_task, say, speak_utf8, sweep, train)
+                                         say, speak_utf8, sweep, train)
+from .engine.model_commands import compress, export, push, serve
 from .engine.options import (Files, Keeping, Labels, Learning, Reading, Seeing, Sweeping, TextTable,
                                         argument, home, most_pixels, option, place, require_ending, with_groups)
 
@@ -32,8 +33,8 @@ IMAGE_TASKS = "digits", "photographs", "scenes", "patches"
 @with_groups
 def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Parquet, a folder of these or of .txt "
                          "files by class, or a dataset of Hugging Face. [default: real sentences, `topics`]")=None,
-         backbone:option(str, "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
-                         "or a folder.")="minilm",
+         backbone:option(Optional[str], "`minilm` (embedded), a name on the Hub such as `bert-base-uncased`, "
+                         "or a folder. [default: minilm]")=None,
          reading:Reading=Reading(), # how it reads them
          table:TextTable=TextTable(), # where the texts are
          labels:Labels=Labels(), # what is to be learnt
@@ -52,7 +53,7 @@ def text(source:argument(Optional[str], "Your texts: CSV, TSV, JSON, Excel or Pa
     """
     with keeping.reserved():
         task, report = examples(source, "text", built_in(reading.task, TEXT_TASKS, source), learning, labels, table)
-        model = made(task, backbone, learning.seed, **reading.told())
+        model, task = begun(task, None, learning, backbone, "minilm", **reading.told())
         chosen = {name: getattr(model, name) for name in reading.told() if hasattr(model, name)}
         train(task, report, model, learning, keeping, **chosen)
 
@@ -79,8 +80,8 @@ def image(folder:argument(Optional[Path], "Your images: a folder for each class,
     """
     with keeping.reserved():
         task, report = examples(folder, "image", built_in(seeing.task, IMAGE_TASKS, folder), learning, labels)
-        backbone = backbone_for(task, folder, backbone, "resnet18-fractal", seeing.image_size)
-        model = made(task, backbone, learning.seed, image_size=seeing.image_size, augment=seeing.moved())
+        how = dict(image_size=seeing.image_size, augment=seeing.moved())
+        model, task = begun(task, folder, learning, backbone, "resnet18-fractal", **how)
         train(task, report, model, learning, keeping, image_size=model.preprocessing.image_size,
               augment=seeing.augment or seeing.flip, flip=seeing.flip)
 
@@ -210,22 +211,28 @@ def check(path:argument(str, "Images by class, a table of texts, .txt files by c
           table:TextTable=TextTable(), labels:Labels=Labels(),
           thorough:option(bool, "Decode every image, however many there are. [default: up to 10,000]",
                           "--thorough")=False,
-          backbone:option(str, "Whose limit texts are measured by.")="minilm",
+          deep:option(bool, "Let a frozen network see them all, and list labels that are probably wrong, near copies, "
+                      "what is like nothing else, and what gives a class away.", "--deep")=False,
+          html:place("And write that list here as a page with pictures: `….html`.")=None,
+          backbone:option(Optional[str], "That network; texts are measured by its limit. [default: what suits]")=None,
           as_json:option(bool, "Print the report as one line of JSON.", "--json")=False):
     """Look at your examples as every training does first: what is damaged, copied, mislabelled, or too long?
 
     Nothing is changed. `finetune-nb check pets/`, or
     `finetune-nb check reviews.csv --text-column review --label-column stars`.
-    The exit code is 1 if a training would stop.
+    The exit code is 1 if a training would stop. A second look: `finetune-nb check pets/ --deep --html look.html`.
     """
     from finetune_nb import preflight
     report = preflight.check(path, kind, table.text_column, labels.label_column, labels.most_bad, thorough or None,
                              objective=labels.objective, follow_links=labels.follow_links, **table.written())
     def reader():
         from finetune_nb import text
-        return text.classifier(backbone, 2)
+        return text.classifier(backbone or "minilm", 2)
     report.measure_inputs(reader)
-    print(json.dumps(report.summary()) if as_json else report)
+    if not as_json: print(report)
+    looks = [deep_look(report, backbone, html)] if report.ok and (deep or html) else []
+    if as_json: print(json.dumps(report.summary() | {"second_look": look.summary() for look in looks}))
+    elif looks: print("", *looks, sep="\n")
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/20_command_line.ipynb #5f0c3a15
@@ -343,49 +350,8 @@ def explain(model:argument(Path, "A folder that `--out` has written."),
     file = checked.save(out or Path("explanation"))
     print(in_json(checked.summary() | dict(file=str(file))) if as_json else f"{checked}\n{file}")
 
-# %% ../nbs/20_command_line.ipynb #5f0c3a17
-@app.command()
-def export(model:argument(Path, "A folder that `--out` has written."),
-           onnx:option(bool, "As ONNX, the format that most other programs run.", "--onnx")=False,
-           file:place("Where. [default: `model.onnx` in the folder]")=None):
-    """Write a saved model for other programs, and see to it that they agree with it.
-
-    `finetune-nb export pets_model --onnx`; needs `pip install 'finetune-nb[export]'`.
-    """
-    from finetune_nb import saving
-    if not onnx:
-        raise ValueError("Say --onnx: it is the only format to export to. The folder's model.safetensors loads into "
-                         "torchvision or Transformers as it is; its README.md says how.")
-    print(saving.export_onnx(model, file))
-
 # %% ../nbs/20_command_line.ipynb #6f08a736
-@app.command()
-@with_groups
-def compress(model:argument(Path, "A folder that `--out` has written."),
-             source:argument(Optional[str], "What it learnt from. [default: where that was]")=None,
-             out:place("A new folder for the smaller model.")=None,
-             int8:option(bool, "Weights in int8, computed by onnxruntime.", "--int8")=False,
-             fp16:option(bool, "Weights in half precision: half of the file, as fast as before.", "--fp16")=False,
-             prune:option(Optional[float], "The share of a convolutional network's channels that goes; then it learns "
-                          "again.", min=0.01, max=0.99)=None,
-             layers:option(Optional[int], "Layers of a text network that stay; then it learns again.", min=1)=None,
-             epochs:option(Optional[int], "In which it learns again. [default: as the model suggests]", min=1)=None,
-             overwrite:option(bool, "Replace the model that is in the folder already.", "--overwrite")=False,
-             table:TextTable=TextTable(), labels:Labels=Labels(),
-             as_json:option(bool, "Print the result as one line of JSON.", "--json")=False):
-    """Make a saved model smaller, and say what is lost.
-
-    `finetune-nb compress reviews_model --int8 --out small`.
-
-    `finetune-nb compress pets_model pets/ --prune 0.5 --out small`.
-    """
-    from dataclasses import asdict
-    from finetune_nb import compression
-    if out is None: raise ValueError("Say where the smaller model goes: --out FOLDER.")
-    task = recalled_task(model, source, labels, table)
-    found = compression.compress(model, out, int8, fp16, prune, layers, task, epochs, overwrite, command=command_line())
-    say(found)
-    print(in_json(asdict(found)) if as_json else columns(found.rows()))
+for about_models in (export, compress, push, serve): app.command()(about_models) # of the engine room
 
 # %% ../nbs/20_command_line.ipynb #c0d97b78
 def main():

@@ -122,7 +122,7 @@ def split(labels:Sequence[int], # class numbers, one for each example
           groups:Sequence[int]|None=None, # examples of one group never stand on two sides; None: each is its own
          )->tuple[np.ndarray, np.ndarray, np.ndarray]: # positions of the training, validation and test examples
     "Draw stratified, disjoint parts that do not cut a group."
-    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    labels, rng = np.asarray(labels), np.random.default_rng(whole("seed", seed, 0))
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if labels.shape != groups.shape or labels.ndim != 1:
         raise ValueError("labels and groups must be one for each example, "

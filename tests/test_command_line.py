@@ -22,6 +22,7 @@ import finetune_nb.text
 from conftest import tiny_bert
 from finetune_nb import cli, data, evaluate, freeze, saving, training, vision
 from finetune_nb.engine.checkpoints import Checkpoints
+from finetune_nb.engine.recalled import recalled
 from finetune_nb.engine.run import Run
 
 program = str(Path(sys.executable).with_name("finetune-nb"))
@@ -704,6 +705,25 @@ def test_each_class_counts_the_same(monkeypatch, capsys, tiny, tmp_path):
     assert main(monkeypatch, *command) == 0
     bad, good = json.loads((out/"model.json").read_text(encoding="utf-8"))["objective"]["class_weights"]
     assert bad > 2 * good > 0 and "--class-weights balanced" in saved_in(out)["command"]
+
+
+def test_going_on_with_more_classes(monkeypatch, capsys, reviews, tiny, tmp_path):
+    "A saved model learns a class that it did not know, and can be judged again by those that chose it"
+    first, second = tmp_path/"first", tmp_path/"second"
+    rows = [f"it is {word} {i},{word}" for i in range(9) for word in ("odd", "good")]
+    more = table_of(tmp_path/"more.csv", "review,verdict", rows)
+    learn = [*tiny[2:], "--epochs", "1", "--json"]
+    assert main(monkeypatch, "text", reviews, *tiny, "--epochs", "1", "--out", first) == 0
+    how = ["--continue", first, "--balance", "--accumulate", "2", "--score", "macro_f1", "--out", second]
+    assert main(monkeypatch, "text", more, *learn, *how) == 0
+    assert "which knows 2 classes; new ones: odd" in capsys.readouterr().err
+    assert finetune_nb.load(second).classes == ["bad", "good", "odd"]
+    result = saved_in(second)
+    assert result["made"]["continued"] == ["bad", "good"] and result["settings"]["balance"]
+    assert "validation_macro_f1" in result["history"][0]
+    assert recalled(second)[0].train.labels.unique().tolist() == [1, 2]
+    assert main(monkeypatch, "text", more, *tiny, "--continue", first) == 1
+    assert "--backbone is the saved model's own, with --continue: leave one out" in capsys.readouterr().err
 
 
 def test_a_sweep_of_numbers(monkeypatch, capsys, tiny, stars, tmp_path):

@@ -27,14 +27,15 @@ FLOORS = [
     "engine.photographs engine.handwriting engine.torchvision_families engine.timm_families "
     "engine.transformers_families",
     "vision text cache adapters engine.widths engine.models engine.image_models engine.text_models engine.taggers "
-    "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.states engine.threads "
-    "engine.batches engine.prefix engine.cutting engine.taps",
+    "engine.segmenters engine.dense_segmenters engine.detectors engine.twins engine.fast engine.memory engine.states "
+    "engine.threads engine.batches engine.prefix engine.cutting engine.taps",
     "training unlabelled engine.settings engine.judging engine.seen engine.steps engine.history engine.callbacks "
-    "engine.checkpoints engine.run engine.guesses engine.explanations",
-    "depth pretraining saving interpret confidence engine.runs engine.sweeps engine.places engine.answering "
-    "engine.cards engine.pretrainer engine.choosing compression engine.onnx_models engine.recalled",
-    "widgets engine.trials engine.drawing",
-    "cli engine.commands engine.options",
+    "engine.rates engine.checkpoints engine.run engine.guesses engine.explanations engine.second_look",
+    "depth pretraining saving interpret confidence layers engine.runs engine.sweeps engine.places engine.answering "
+    "engine.cards engine.pretrainer engine.choosing compression engine.onnx_models engine.continued "
+    "engine.recalled",
+    "widgets sharing engine.trials engine.drawing",
+    "cli engine.commands engine.model_commands engine.options",
 ]
 floor_of = {module: floor for floor, modules in enumerate(FLOORS) for module in modules.split()}
 

@@ -109,7 +109,7 @@ def test_wheel_holds_the_module_and_the_command(wheel):
 
 
 def test_wheel_holds_what_the_explorer_draws_with(wheel):
-    assert {"finetune_nb/explorer.css", "finetune_nb/twin.js"} <= set(wheel.namelist())
+    assert {"finetune_nb/explorer.css", "finetune_nb/twin.js", "finetune_nb/try_it.html"} <= set(wheel.namelist())
 
 
 def test_wheel_holds_the_weights(wheel):

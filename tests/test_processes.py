@@ -39,15 +39,17 @@ above = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU())
 model = nn.Sequential(below, above, nn.Linear(24, 3))
 freeze(model, 2)
 
-seen, batches = [], Batches.epoch
-def watched(self, *args):
-    for batch in batches(self, *args):
-        counts = slice(None) if batch.weights is None else batch.weights > 0
-        if self.seed is not None: seen.append([args[0], self.rank, batch.positions[counts].tolist()])
-        yield batch
-Batches.epoch = watched
+seen, batch_of = [], Batches.batch
+def watched(self, positions, epoch=0):
+    batch = batch_of(self, positions, epoch)
+    if self.seed is None: return batch
+    counts = slice(None) if batch.weights is None else batch.weights > 0
+    seen.append([epoch, self.rank, batch.positions[counts].tolist()])
+    return batch
+Batches.batch = watched
 
-how = dict(epochs=6, batch_size=8, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout)
+parts = dict(batch_size=4, accumulate=2) if "accumulate" in layout else dict(batch_size=8)
+how = dict(**parts, epochs=6, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout)
 if "checkpoint" in layout: how |= dict(checkpoint=out/"checkpoints", every=5, resume="resume" in layout)
 history = fit(model, task, unfreeze_at={3: 1, 5: 0} if "batchnorm" in layout else {3: 1}, **how)
 rank = PartialState().process_index
@@ -114,8 +116,9 @@ def test_two_processes_do_as_one_does(tmp_path, quiet, one):
 
 
 def test_torchrun_without_a_cache(tmp_path, quiet, one):
-    "In the last two epochs BatchNorm learns, from each process's part of a batch: it goes on, with other losses"
-    ranks, _ = run("torchrun", tmp_path, quiet, "uncached", "batchnorm")
+    """Two halves of a batch are added up. In the last two epochs BatchNorm learns, from each process's part of a half:
+    it goes on, with other losses"""
+    ranks, _ = run("torchrun", tmp_path, quiet, "uncached", "batchnorm", "accumulate")
     for rank in ranks:
         np.testing.assert_allclose(rank["losses"][:4], one[0][0]["losses"][:4], rtol=1e-5)
         assert np.isfinite(rank["losses"]).all() and rank["losses"][5] != one[0][0]["losses"][5]

@@ -155,9 +155,26 @@ def test_links_between_lessons_lead_to_headings_that_are_there():
     assert not found, found
 
 
-def test_sidebar_lists_every_notebook():
+def test_sidebar_lists_every_notebook_but_solutions():
+    "Exercises lead to their solutions"
     listed = [page for page in sidebar() if page.endswith(".ipynb")]
-    assert sorted(listed) == sorted(name.removeprefix("nbs/") for name in notebooks)
+    there = [name.removeprefix("nbs/") for name in notebooks if "/solutions/" not in name]
+    assert sorted(listed) == sorted(there)
+
+
+def test_the_glossary_has_the_words_of_the_book():
+    terms = list(load(root/"tools"/"pages.py").glossary())
+    words = {"answers of a model", "backbone", "block", "freeze depth", "frozen prefix", "full fine-tuning", "head",
+             "linear probe", "objective", "states", "targets", "trainable suffix"}
+    assert words <= set(terms) and len(terms) > 80
+    assert terms == sorted(terms, key=str.lower)
+
+
+def test_a_term_is_used_where_the_glossary_says():
+    said = re.findall(r"^#### (.+)\n\n.+\]\(([\w.]+)#", prose(nbformat.read(root/"nbs"/"91_glossary.ipynb", 4)), re.M)
+    lost = [f"{term}: {name}" for term, name in said
+            if term.lower().removesuffix(" of a model") not in (root/"nbs"/name).read_text(encoding="utf-8").lower()]
+    assert len(said) > 80 and not lost, lost
 
 
 def test_sidebar_lists_every_module():

@@ -25,6 +25,7 @@ import finetune_nb
 from finetune_nb import data, evaluate, fit, freeze, saving, text, training, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.labels import ClassEvaluation
+from finetune_nb.engine.numbers import Regression
 from finetune_nb.engine.places import reserved
 from finetune_nb.preflight import inputs_in
 
@@ -143,6 +144,47 @@ def test_a_test_set_without_one_of_the_classes_is_saved_too(pets, tmp_path):
     rows = json.loads((tmp_path/"out"/"result.json").read_text(encoding="utf-8"))["per_class"]
     assert rows[2]["test examples"] == 0 and rows[2]["recall"] is None
     assert "| emu | 0 | – |" in (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
+
+
+def rows_of(model): return torch.cat([model.head.weight, model.head.bias[:, None]], 1).detach()
+
+
+def test_a_model_learns_more_classes(saved_text, tokenizer, tmp_path):
+    "Of the new task one class is known already. What it knew it says as before, until it learns; saved, it comes back"
+    old, again = finetune_nb.load(saved_text[0]).model, Examples(sentences, [0, 0, 1, 1, 0] * 4)
+    before = rows_of(old)
+    model, task = saving.with_classes(old, Task("more", "text", ["sad", "glad"], again, again, again))
+    assert task.classes == model.objective.classes == ["good", "bad", "sad", "glad"]
+    assert task.train.labels[:5].tolist() == [2, 2, 3, 3, 2]
+    assert torch.equal(rows_of(model)[:3], before) and torch.equal(rows_of(old), before)
+    scores = [own.eval()(**own.collate(own.encode(sentences))) for own in (old, model)]
+    assert torch.allclose(scores[0], scores[1][:, :3], atol=1e-6)
+    evaluation = trained(model, task, tmp_path/"out")
+    loaded = finetune_nb.load(tmp_path/"out")
+    assert np.allclose(evaluate(loaded.model, task.test).probabilities, evaluation.probabilities, atol=1e-6)
+    assert loaded.predict(sentences, top=4).shape == (20, 9) and not torch.equal(rows_of(loaded.model)[:3], before)
+
+
+def test_an_image_model_learns_more_classes(saved_image, pets):
+    "None is new, or all are; torchvision's names stay"
+    old, bears = finetune_nb.load(saved_image[0]).model, replace(pets, objective=["bear", "fox", "owl"])
+    same, task = saving.with_classes(old, pets)
+    assert same.objective.classes == pets.classes and torch.equal(task.train.labels, pets.train.labels)
+    model, task = saving.with_classes(old, bears)
+    assert task.num_classes == 6 and model.backbone.fc.out_features == 6
+    assert not torch.equal(saving.with_classes(old, bears, seed=1)[0].head.weight[3:], model.head.weight[3:])
+    freeze(model, 5)
+    assert fit(model, task, epochs=1, progress=False).epochs
+
+
+@pytest.mark.parametrize("model, objective, sentence", [
+    (lambda old: torch.nn.Linear(2, 2), ["a", "b"], "Classes are added to a classifier that has learnt some, and"),
+    (lambda old: resnet(), ["a", "b"], "and this ImageClassifier is none: train one with fit, or load one"),
+    (lambda old: old, Regression(), "The model answers one class, and task 'more' asks for regression")])
+def test_classes_cannot_be_added_to_everything(saved_text, model, objective, sentence):
+    few, old = Examples(sentences[:4], [0, 1, 0, 1]), finetune_nb.load(saved_text[0]).model
+    task = Task("more", "text", objective, few, few, few)
+    with pytest.raises(ValueError, match=sentence): saving.with_classes(model(old), task)
 
 
 def test_the_card_is_one_of_the_hub(saved_text, saved_image):

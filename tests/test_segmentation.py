@@ -583,7 +583,7 @@ faults = { # what is done, what is found, what then, and what the message names
                       Image.fromarray(np.full((48, 64), 7, np.uint8)).save(mask)), "value that no class has", "skips",
                       "it holds 7, which the legend does not name"),
     "JPEG": (lambda top, image, mask: (Image.open(mask).save(mask.with_suffix(".jpg")), mask.unlink()), "lossy mask",
-             "skips", "masks/00.jpg: lossy mask: it is a JPEG"),
+             "skips", "masks/00.jpg: lossy mask: its format is JPEG"),
     "alpha": (lambda top, image, mask: Image.merge("RGBA", [Image.open(mask)] * 4).save(mask), "mask with transparency",
               "skips", "without an alpha channel"),
     "16 bits": (lambda top, image, mask: put(np.full((48, 64), 3000, np.uint16), mask), "mask of 16 bits", "skips",

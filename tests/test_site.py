@@ -125,7 +125,16 @@ def test_next_leads_through_the_whole_book(site):
         assert walked.count(walked[-1]) == 1
     sidebar = yaml.safe_load((root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]
     order = list(listed(sidebar["contents"]))
-    assert walked == order and sorted(order) == pages(site)
+    solutions = [page for page in pages(site) if page.startswith("solutions/")] # their exercises lead to them
+    assert walked == order and sorted(order + solutions) == pages(site)
+
+
+def test_a_solution_is_reached_from_its_exercises_and_leads_back(site):
+    for page in pages(site):
+        if not page.startswith("solutions/"): continue
+        lesson = page.removeprefix("solutions/")
+        assert f'href="./{page}"' in (text := (site/lesson).read_text(encoding="utf-8")) or f'href="{page}"' in text
+        assert f'href="../{lesson}"' in (site/page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -258,6 +267,30 @@ dot, bracket = '<span class="op">.</span>', '<span class="op">(</span>'
     ("<nav><code>freeze</code></nav><main></main>", None)])
 def test_a_name_is_linked_once_and_only_where_it_is_used(page, expected):
     assert pages_py().link_names(page, {"freeze": "r#freeze", "data.digits": "d#digits"}) == (expected or page)
+
+
+term = '<a class="term" href="glossary.html#frozen-prefix" title="What is &lt; the cut">'
+
+
+@pytest.mark.parametrize("page, expected", [
+    ("<main><p>Frozen prefixes, a frozen prefix</p></main>",
+     f"<main><p>{term}Frozen prefixes</a>, a frozen prefix</p></main>"),
+    ("<main><ul><li><em>frozen prefix</em></li></ul></main>",
+     f"<main><ul><li><em>{term}frozen prefix</a></em></li></ul></main>"),
+    ("<main><p><code>frozen prefix</code> <a>frozen prefix</a> unfrozen prefix, frozen prefix-es</p></main>", None),
+    ("<main><h2>frozen prefix</h2><pre>frozen prefix</pre><p class='run-line'>frozen prefix</p></main>", None),
+    ("<nav><p>frozen prefix</p></nav><main></main>", None)])
+def test_a_term_is_linked_once_and_only_in_prose(page, expected):
+    assert pages_py().link_terms(page, {"frozen prefix": "What is < the cut"}) == (expected or page)
+
+
+def test_lessons_link_terms_to_the_glossary(site):
+    for name, page in addresses.items():
+        text = (site/page).read_text(encoding="utf-8")
+        here = re.findall(r'<a class="term" href="(?:\.\./)*glossary.html#([^"]+)"', text)
+        assert len(here) == len(set(here)), f"{page} links to a term more than once"
+        lesson = re.fullmatch(r"\d\w+\.ipynb", name) and page != "glossary.html"
+        assert len(here) >= 3 or not lesson, f"{page} links to {here} only"
 
 
 @pytest.mark.parametrize("code, expected", [

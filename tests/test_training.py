@@ -12,15 +12,17 @@ from torch.utils.data import DataLoader
 
 from finetune_nb import blocks, evaluate, fit, freeze
 from finetune_nb.data import Examples, Task
-from finetune_nb.engine.batches import Batches
+from finetune_nb.engine.batches import Batches, drawn_evenly
+from finetune_nb.engine.callbacks import Callback
 from finetune_nb.engine.labels import Classification, MultiLabel
+from finetune_nb.engine.memory import kept_for_backward
 from finetune_nb.engine.models import as_model
 from finetune_nb.engine.numbers import Regression
 from finetune_nb.engine.run import Run
 from finetune_nb.engine.several import Several
-from finetune_nb.engine.steps import TrainingDiverged
+from finetune_nb.engine.steps import Steps, TrainingDiverged
 from finetune_nb.freezing import fingerprint
-from finetune_nb.training import predict
+from finetune_nb.training import find_learning_rate, predict
 
 names = ["x", "y", "z"]
 how = dict(batch_size=16, learning_rate=1e-2, head_learning_rate=2e-2, progress=False)
@@ -86,6 +88,23 @@ def _best(rows, score):
     return max(order)[-1]
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("kind", objectives)
+def test_batches_that_are_added_up_learn_as_one(kind, cache):
+    "To the last digits, in a last and smaller group of 16 of the 96 examples too"
+    def exact(examples): return replace(examples, inputs=examples.inputs.double())
+    given, ended = task(kind), []
+    given = replace(given, train=exact(given.train), validation=exact(given.validation))
+    for told in dict(batch_size=40), dict(batch_size=8, accumulate=5), dict(batch_size=13, accumulate=4):
+        freeze(model := network(given.objective).double(), 1) # BatchNorm that learns would see each part by itself
+        history = fit(model, given, epochs=4, cache=cache, precision="fp32", **how | told)
+        ended.append((history.train_loss, [p.detach().numpy() for p in model.parameters()]))
+    (losses, weights), (accumulated, same), (other, _) = ended
+    np.testing.assert_allclose(accumulated, losses, rtol=1e-9)
+    for ours, theirs in zip(same, weights): np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert not np.allclose(other, losses, rtol=1e-6), "batches of another size are others"
+
+
 @pytest.mark.parametrize("kind", objectives)
 def test_the_model_has_the_weights_of_the_best_epoch(kind):
     given = task(kind)
@@ -133,22 +152,26 @@ def test_numbers_come_back_in_their_own_units():
 
 # What can be asked of a classification
 
-def test_class_weights_help_the_rare():
-    "A class of one in ten: balanced, it is found more often"
+def rare_task():
+    "A class of one in ten"
     def rare(count, seed):
         points = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
         return Examples(points, (points[:, 0] + 0.7 * points[:, 1] > 1.55).long())
-    given = Task("rare", "points", ["often", "rare"], rare(200, 0), rare(80, 1), rare(400, 2))
-    recall = {}
-    for weights in None, "balanced":
+    return Task("rare", "points", ["often", "rare"], rare(200, 0), rare(80, 1), rare(400, 2))
+
+
+def test_balanced_classes_help_the_rare():
+    "It is found more often, with weights in the loss or drawn more often; either way in as many steps"
+    given, recall = rare_task(), {}
+    for weights, balance in (None, False), ("balanced", False), (None, True):
         asked = Classification(["often", "rare"], class_weights=weights)
         freeze(model := network(asked), 2)
-        fit(model, given, epochs=6, objective=asked, **how)
+        fit(model, given, epochs=6, objective=asked, balance=balance, **how)
         confusion = evaluate(model, given.test).confusion
-        recall[weights] = confusion[1, 1] / confusion[1].sum()
-    assert recall["balanced"] > recall[None] + 0.1
-    counts = np.bincount(given.train.labels)
-    assert model.objective.class_weights == pytest.approx((200 / (2 * counts)).tolist())
+        recall[weights, balance] = confusion[1, 1] / confusion[1].sum()
+        if weights: counted = model.objective.class_weights
+    assert min(recall["balanced", False], recall[None, True]) > recall[None, False] + 0.1
+    assert counted == pytest.approx((200 / (2 * np.bincount(given.train.labels))).tolist())
 
 
 def test_weights_and_smoothing_are_in_the_loss():
@@ -191,6 +214,113 @@ def test_a_score_of_the_users_chooses(depth):
     assert "balanced" in repr(history) and history.plot()
 
 
+def test_a_score_is_chosen_by_its_name():
+    "Macro F1, where accuracy comes first"
+    given = task()
+    told = how | dict(epochs=6, score="macro_f1", patience=2, precision="fp32")
+    history = fit(model := network(given.objective), given, **told)
+    assert history.score == "macro_f1" and history.best_epoch == _best(history.table(), "macro_f1")
+    assert history.validation_score == pytest.approx(evaluate(model, given.validation, precision="fp32").macro_f1)
+    assert history.settings["score"] == "macro_f1"
+
+
+def test_a_loss_ends_a_fit():
+    "A score of one's own counts for the patience too; it falls from the first epoch on"
+    given, seen = task(), iter(range(9, 0, -1))
+    history = fit(network(given.objective), given, epochs=9, patience=3, score=lambda judged: next(seen), **how)
+    assert history.best_epoch == 1 and len(history.epochs) == 4 and history.stopped.startswith("no improvement")
+
+
+# Each class equally often
+
+@pytest.mark.parametrize("counts", [(90, 9, 1), (34, 33, 33), (60, 40), (5, 5, 5, 5)])
+def test_each_class_is_drawn_equally_often(counts):
+    "Of the common class other examples in each epoch; of the rare one each as often as any other, but for one"
+    strata, drawn = np.repeat(np.arange(len(counts)) * 3, counts), []
+    for epoch in range(5):
+        drawn.append(drawn_evenly(strata, torch.Generator().manual_seed(epoch)))
+        found = np.bincount(strata[drawn[-1]])[::3]
+        assert found.sum() == sum(counts) and np.ptp(found) <= 1
+        for number in range(len(counts)):
+            times = np.bincount(drawn[-1], minlength=len(strata))[strata == 3 * number]
+            assert np.ptp(times) <= 1, "without replacement, as long as there are others"
+    if counts[0] > 50: assert set(drawn[0]) != set(drawn[1])
+
+
+def test_numbers_have_no_classes_to_balance():
+    with pytest.raises(ValueError, match="task 'corners' asks for regression: leave it out"):
+        fit(network(Regression()), task("regression"), balance=True, **how)
+
+
+class Killed(Callback):
+    def step(self, run, loss):
+        if run.step == 11: raise SystemExit
+
+
+def test_balanced_and_accumulated_runs_go_on_bit_for_bit(tmp_path):
+    "In the middle of an epoch of 13 steps, the last of which is smaller"
+    given, ended = rare_task(), []
+    told = how | dict(epochs=4, batch_size=4, accumulate=4, balance=True, checkpoint=tmp_path/"run", every=3)
+    for callbacks in [Killed()], []:
+        freeze(model := network(given.objective), 1)
+        try: history = fit(model, given, resume=True, callbacks=callbacks, **told)
+        except SystemExit: pass
+    freeze(whole := network(given.objective), 1)
+    expected = fit(whole, given, **told | dict(checkpoint=None))
+    assert fingerprint(model) == fingerprint(whole) and history.train_loss == expected.train_loss
+    with pytest.raises(ValueError, match="are: accumulate 4, now 2; balance True, now False; score None, now 'macro"):
+        fit(model, given, resume=True, **told | dict(accumulate=2, balance=False, score="macro_f1"))
+
+
+# Which learning rate?
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("kind", objectives)
+def test_a_range_test_leaves_the_model_as_it_was(kind, depth):
+    "And finds rates with which it learns; one that goes too far ends early, without an error"
+    given = task(kind)
+    freeze(model := network(given.objective), depth)
+    before, asked, steps = fingerprint(model), model.__dict__.get("objective"), []
+    for highest in 1e9, 1e2:
+        found = find_learning_rate(model, given, 60, highest=highest, progress=False)
+        assert fingerprint(model) == before and model.__dict__.get("objective") is asked
+        assert len(found.factors) == 60 and found.plot().axes and found.reason in repr(found)
+        steps.append(len(found.losses))
+        backbone, head = (rate / own for rate, own in zip(found.suggestion.values(), found.own))
+        assert 1e-5 < backbone < 1e2 and head == pytest.approx(backbone)
+    assert steps[0] < 60 >= steps[1], "it blew up"
+    untrained = evaluate(model, given.test, objective=given.objective)
+    fit(model, given, 8, progress=False, **found.suggestion)
+    assert evaluate(model, given.test).loss < untrained.loss
+
+
+def test_a_loss_that_never_falls_suggests_nothing_new():
+    "At rates that are all too large, or without a step"
+    given, model = task(), network(objectives["classification"])
+    found = find_learning_rate(model, given, 12, lowest=1e8, highest=1e9, progress=False)
+    assert tuple(found.suggestion.values()) == found.own and "the loss fell at no rate" in found.reason
+
+
+def test_an_interrupted_range_test_puts_the_weights_back(monkeypatch):
+    given, model = task(), network(objectives["classification"])
+    before, step, steps = fingerprint(model), Steps.step, []
+    def interrupted(self):
+        steps.append(step(self))
+        if len(steps) == 5: raise KeyboardInterrupt
+    monkeypatch.setattr(Steps, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt): find_learning_rate(model, given, progress=False)
+    assert fingerprint(model) == before and len(steps) == 5
+
+
+@pytest.mark.parametrize("told, sentence", [
+    (dict(steps=1), "steps must be at least 2, got 1"), (dict(lowest=0), "lowest must be at least 1e-09, got 0"),
+    (dict(lowest=1, highest=0.5), "highest must be at least 1, got 0.5"), (dict(batch_size=0), "batch_size must be at"),
+    (dict(cache=3), "cache must be yes, no, or a folder, got 3"), (dict(precision="half"), "precision must be")])
+def test_a_range_that_cannot_be_meant(told, sentence):
+    given = task()
+    with pytest.raises(ValueError, match=sentence): find_learning_rate(network(given.objective), given, **told)
+
+
 def test_the_worst_can_be_chosen_on_purpose():
     "The user's score decides, and not ours"
     given, told = task(), []
@@ -203,6 +333,28 @@ def test_the_worst_can_be_chosen_on_purpose():
     unnamed = type("Unnamed", (), {"__call__": lambda self, judged: judged.accuracy})()
     freeze(model := network(given.objective), 1)
     assert fit(model, given, epochs=1, score=unnamed, **how).score == "score"
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_memory_of_a_step_is_told_and_right(depth, monkeypatch, capsys):
+    "What the first step holds, as counted while it is made; to be told costs nothing: no random number, no statistic"
+    given, held, losses, ended = task(), [], Steps.losses, []
+    def counted(steps, *rest):
+        tensors = list(model.parameters()) + list(model.buffers())
+        with kept_for_backward(tensors) as kept: loss = losses(steps, *rest)
+        learnt = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        held.append(sum(t.nbytes for t in tensors) + 3 * learnt + sum(kept.values())) # gradients, and two moments
+        return loss
+    monkeypatch.setattr(Steps, "losses", counted)
+    for progress in True, False:
+        model = network(given.objective)
+        model[1].append(nn.Dropout(0.2))
+        freeze(model, depth)
+        history = fit(model, given, epochs=2, accumulate=2, **how | dict(progress=progress))
+        ended.append(fingerprint(model))
+        if progress: assert history.memory == pytest.approx(held[0], rel=0.03)
+    assert ended[0] == ended[1] and history.memory is None
+    assert capsys.readouterr().err.count("a step needs about ") == 1
 
 
 def test_patience_ends_a_fit():
@@ -267,6 +419,7 @@ def test_nothing_to_judge_is_refused():
 
 @pytest.mark.parametrize("settings, sentence", [
     (dict(epochs=0), "epochs must be at least 1, got 0"), (dict(batch_size=0), "batch_size must be at least 1"),
+    (dict(accumulate=0), "accumulate must be at least 1, got 0"), (dict(accumulate=1.5), "accumulate must be a whole"),
     (dict(patience=0), "patience must be at least 1"), (dict(learning_rate=-1), "learning_rate must be at least 0"),
     (dict(head_learning_rate="fast"), "head_learning_rate must be a number, got 'fast'"),
     (dict(learning_rate="1e-3"), "learning_rate must be a number, got '1e-3'"),
@@ -283,7 +436,10 @@ def test_nothing_to_judge_is_refused():
     (dict(unfreeze_at=3), r"a dictionary of epochs and freeze depths, as in \{3: 0\}, got 3"),
     (dict(unfreeze_at={1: "a"}), "depth must be between 0 and 2, got 'a'"),
     (dict(unfreeze_at={1: -1}), "depth must be between 0 and 2, got -1"),
-    (dict(score="accuracy"), "score must be a function of an Evaluation, got 'accuracy'"),
+    (dict(score=3), "score must be a function of an Evaluation, or one of its scores by name, got 3"),
+    (dict(score="acuracy"), "score must be one of accuracy, macro_f1, or a function of an Evaluation, got 'acuracy'"),
+    (dict(balance="yes"), "balance must be yes or no, got 'yes'"),
+    (dict(balance=True, objective=Classification(names, class_weights="balanced")), "leave one of them out, or they"),
     (dict(objective="regression"), r"objective must be an Objective, as in Regression\(\), got 'regression'"),
     (dict(cache=3), "cache must be yes, no, or a folder, got 3"), (dict(checkpoint=True), "must be a folder, got True"),
     (dict(weight_decay=-1), "weight_decay must be at least 0"), (dict(keep_last=0), "keep_last must be at least 1"),
@@ -408,7 +564,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_training(monkeypatch, tmp_
         fit(network(given.objective), given, epochs=2, checkpoint=tmp_path/"file", **how)
 
 
-@pytest.mark.parametrize("given_back", ["best", None])
+@pytest.mark.parametrize("given_back", ["best", None, float("nan")])
 def test_a_score_that_is_no_number_is_refused(given_back):
     given = task()
     with pytest.raises(ValueError, match="score must give a number, more is better, got"):

@@ -344,10 +344,6 @@ def test_the_lesson_in_jupyterlab(lab, browser, tmp_path):
     seconds = {depth: f"{live.trains(depth):.1f} s" for depth in (4, 5)}
     print("from the slider's release to the finished curve:", seconds)
     page.screenshot(path=os.environ.get("SCREENSHOT", tmp_path/"explorer.png"))
-    live.drag(1) # and away again, in the middle
-    live.says("step")
-    live.drag(4)
-    live.says("Depth 4:", "test examples right")
     live.drag(1)
     live.says("step")
     live.whole.get_by_role("button", name="Stop").click()
@@ -371,7 +367,7 @@ def test_every_lesson_is_a_click_from_the_index(lab, browser):
     def link(name): return page.locator(f"{shown} .jp-OutputArea-output td:first-child a[href*='/{name}']")
     link(names[0]).wait_for()
     assert all(link(name).count() == 1 for name in names)
-    for name in names[::4]:
+    for name in names[::8]:
         page.locator(tabs, has_text="index.ipynb").click()
         link(name).click()
         page.locator(f"{tabs}.lm-mod-current", has_text=name).wait_for()

@@ -252,6 +252,32 @@ def link_names(page, names, up=""):
     return page[:start] + uses.sub(linked, page[start:end]) + page[end:]
 
 
+def glossary():
+    "`{term: what it means}`"
+    cells = nbformat.read(nbs/"91_glossary.ipynb", 4).cells
+    return dict(re.findall(r"^#### (.+)\n\n(.+) \[", "\n".join(cell.source for cell in cells), re.M))
+
+
+# What stays as it is in a paragraph, and what else a tag says
+no_prose = r"<(?P<tag>a|code|math|pre|script)\b[\s\S]*?</(?P=tag)>|<[^>]*>"
+
+
+def link_terms(page, terms, up=""):
+    "The HTML of a page, each of `terms` linked to the glossary where a paragraph or a list first uses it"
+    start, end = page.index("<main"), page.index("</main>")
+    meant = {term.lower(): (term, said) for term, said in terms.items()}
+    words = "|".join(sorted(map(re.escape, terms), key=len, reverse=True))
+    uses = re.compile(rf"{no_prose}|(?<![\w-])(?P<term>{words})(?:e?s)?(?![\w-])", re.I)
+    def linked(match):
+        used = (match["term"] or "").lower()
+        if used not in meant: return match[0]
+        term, said = meant.pop(used)
+        place = f"{up}glossary.html#{term.lower().replace(' ', '-')}"
+        return f'<a class="term" href="{place}" title="{html.escape(said)}">{match[0]}</a>'
+    def paragraph(match): return uses.sub(linked, match[0])
+    return page[:start] + re.sub(r"<(p|li)\b(?! class)[\s\S]*?</\1>", paragraph, page[start:end]) + page[end:]
+
+
 install_line = f"""\
 # In Colab, say, where the book is not installed yet, this installs it, and takes a few minutes
 from importlib.util import find_spec
@@ -269,10 +295,12 @@ def runnable(notebook):
 
 
 def finish(folder):
-    "Names linked to the reference, and the notebooks to download"
+    "Names linked to the reference, terms to the glossary, and the notebooks to download"
+    terms = glossary()
     for path in lessons.notebooks():
         name, notebook, page = path.relative_to(nbs), nbformat.read(path, 4), folder/address(path)
         linked = link_names(page.read_text(encoding="utf-8"), names_in(notebook), up(name))
+        if page.name != "glossary.html": linked = link_terms(linked, terms, up(name))
         page.write_text(linked, encoding="utf-8")
         (folder/"notebooks"/name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(runnable(notebook), folder/"notebooks"/name)

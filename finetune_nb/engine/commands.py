@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['say', 'speak_utf8', 'lines_of_input', 'columns', 'in_json', 'command_line', 'checked', 'weighted', 'backbone_for',
-           'made', 'built_in', 'examples', 'Trained', 'fine_tune', 'baseline_of', 'result_rows', 'keep', 'train',
-           'recalled_task', 'sweep_rows', 'print_sweep', 'with_adapters', 'sweep', 'compare', 'draw_comparison']
+           'made', 'begun', 'built_in', 'examples', 'deep_look', 'Trained', 'fine_tune', 'baseline_of', 'result_rows',
+           'keep', 'train', 'recalled_task', 'sweep_rows', 'print_sweep', 'with_adapters', 'sweep', 'compare',
+           'draw_comparison']
 
 # %% ../../nbs/engine/60_commands.ipynb #b22239e8
 import inspect
@@ -110,6 +111,29 @@ def made(task, # a `Task`
                          f"{task.objective.kind.replace('_', ' ')}: leave it out.")
     return make(backbone, task, seed=seed, **told)
 
+def begun(task, # a `Task`
+          source, # your data; None: what is built in
+          learning:Learning,
+          backbone:str|None, # a name, as it was told; None: nothing was said
+          usual:str, # of what is built in
+          **told # for `made`
+         )->tuple: # a `Model`, and the task
+    "A new model, or one that has learnt already, with the task's classes beside its own."
+    folder = learning.continue_from
+    if folder is None:
+        name = backbone_for(task, source, backbone, usual, told.get("image_size"))
+        return made(task, name, learning.seed, **told), task
+    from finetune_nb import saving
+    augment = told.pop("augment", None)
+    if own := [name for name, value in dict(backbone=backbone, **told).items() if value is not None]:
+        raise ValueError(f"--{own[0].replace('_', '-')} is the saved model's own, with --continue: leave one out.")
+    old = saving.load(folder)
+    model, task = saving.with_classes(old.model, task, learning.seed)
+    model.augment = augment
+    more = ", ".join(task.classes[len(old.classes):]) or "none"
+    say(f"Going on with {folder}, which knows {len(old.classes)} classes; new ones: {more}")
+    return model, task
+
 def built_in(name:str|None, # of a task, as it was told; None: the first
              choices:Sequence[str], # that there are
              source, # your data; None: there are none
@@ -121,6 +145,7 @@ def built_in(name:str|None, # of a task, as it was told; None: the first
     if name not in (None, *choices): raise ValueError(f"--task must be one of {', '.join(choices)}, got {name!r}.")
     return getattr(data, name or choices[0])
 
+# %% ../../nbs/engine/60_commands.ipynb #f24da352
 def examples(source, # your data; None: what is built in
              kind:str, # of its inputs
              built_in:Callable, # makes a task; perhaps with other labels per class than its own
@@ -134,6 +159,20 @@ def examples(source, # your data; None: what is built in
         report = checked(source, kind, labels, table)
         task = data.task_of(report, few, seed=shared.seed)
     return weighted(task, shared.class_weights), report
+
+def deep_look(report, # of a pre-flight that goes on
+              backbone:str|None, # its name; None: whichever suits the data
+              page:Path|None, # where it is shown with pictures; None: nowhere
+             ): # a `SecondLook`
+    "The data once more, as a frozen network sees them."
+    from finetune_nb.confidence import second_look
+    from finetune_nb.data import task_of
+    from finetune_nb.engine.second_look import require_classes
+    require_classes(task := task_of(report))
+    model = made(task, backbone_for(task, report.source, backbone, "", None), seed=0)
+    look = second_look(model, task)
+    if page is not None: say(f"Shown in {look.save(page)}")
+    return look
 
 # %% ../../nbs/engine/60_commands.ipynb #8b0573f5
 @dataclass

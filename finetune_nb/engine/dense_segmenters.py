@@ -60,7 +60,7 @@ class DenseSegmenter(SegmenterInputs):
                 f'from safetensors.torch import load_file\n{imports}\n\n'
                 f'model, weights = {network}, load_file("DIR/model.safetensors")\n'
                 'model.load_state_dict({name.removeprefix("backbone."): t for name, t in weights.items()})\n```\n\n'
-                f'It wants RGB images of up to {p.width} x {p.height} pixels, from 0 to 1, less {list(p.mean)}, '
+                f'It wants RGB images of up to {p.width} x {p.height} pixels, from 0 to 1, minus {list(p.mean)}, '
                 f'divided by {list(p.std)}, and gives scores as `model(images)["out"]`.')
 
 # %% ../../nbs/engine/28d_dense_segmenters.ipynb #390ab933

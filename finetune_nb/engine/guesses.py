@@ -105,4 +105,4 @@ def _passes(given:dict, labels:int, both:int) -> int:
 
 def _ranked(history:History) -> float:
     "The score by which two fits are compared; one that did not come to an epoch is worst."
-    return history.validation_score if history.best_epoch else -1.0
+    return history.validation_score if history.best_epoch else float("-inf")

@@ -26,6 +26,7 @@ class History:
     prefix: str = "" # what became of the frozen prefix: run once, and where its states are kept; or why not
     score: str = "accuracy" # by which the best epoch is chosen
     threads: str = "" # how many threads were chosen, and why; empty: PyTorch's own number
+    memory: int|None = None # bytes that a step needs, as they were counted before; None: with no progress to be told
     unlabelled: str = "" # what became of guessed labels; empty: nobody asked for them
 
     @property

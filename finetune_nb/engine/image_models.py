@@ -100,7 +100,7 @@ class ImageFiles(Model):
                          "`model.json`), so it loads here, and elsewhere as ONNX: `finetune-nb export DIR --onnx`.")
         ours = '```python\nimport finetune_nb\n\nfinetune_nb.load("DIR").predict(["cat.jpg"], top=3)\n```'
         wants = (f"It wants RGB images whose shorter side is made {p['resize_size']} pixels ({p['interpolation']}), "
-                 f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, less {list(p['mean'])}, "
+                 f"cut to {p['image_size']} x {p['image_size']}, from 0 to 1, minus {list(p['mean'])}, "
                  f"divided by {list(p['std'])}.")
         return f"{ours}\n\nor `finetune-nb predict DIR cat.jpg`. {elsewhere}\n\n{wants}"
 

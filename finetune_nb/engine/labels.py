@@ -110,12 +110,20 @@ class ClassTargets(Objective, abstract=True):
         return labels.long()
 
     def require(self, targets):
-        "An example of each class."
-        if missing := sorted(set(range(len(self.classes))) - set(targets.tolist())):
+        "An example of each class that is not known already."
+        if missing := sorted(set(range(self.known, len(self.classes))) - set(targets.tolist())):
             raise ValueError(f"has no training example of {', '.join(self.classes[i] for i in missing)}: "
                              "give at least one of each class.")
 
+    def with_more(self, classes:Sequence[str])->"Classification":
+        "The same for a model that has learnt it, with those of `classes` that it lacks behind its own."
+        more = [name for name in class_list(classes) if name not in self.classes]
+        kept = dict(classes=[*self.classes, *more], known=len(self.classes))
+        return replace(self, class_weights=None, temperature=1.0, **kept)
+
     def strata(self, targets): return np.asarray(targets)
+
+    def output_target(self, answer, target=None, given=None): return class_target(self.classes, answer, target)
 
     @classmethod
     def of_targets(cls, targets, classes=None, parts=None):
@@ -170,6 +178,7 @@ class Classification(ClassTargets):
     class_weights: str|Sequence[float]|None = None # of the loss; "balanced": each class weighs as much as any other
     label_smoothing: float = 0.0 # share of the target that is spread over all classes, 0 to below 1
     temperature: float = 1.0 # scores are divided by it for the answers, not for the loss; above 1: less sure
+    known: int = 0 # of the classes, the first ones: a model has learnt them already, and they need no example
     problem_type, pipeline = "single_label_classification", "{}-classification" # as Transformers and the Hub call it
 
     def __post_init__(self):
@@ -180,6 +189,7 @@ class Classification(ClassTargets):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing}.")
         if self.temperature <= 0: raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        if not 0 <= self.known <= count: raise ValueError(f"known must be from 0 to {count} classes, got {self.known}.")
 
     @property
     def nothing(self): return np.full(len(self.classes), np.nan)
@@ -188,7 +198,7 @@ class Classification(ClassTargets):
         "Balanced weights are counted."
         if self.class_weights != "balanced": return self
         counts = np.bincount(targets, minlength=len(self.classes))
-        return replace(self, class_weights=(len(targets) / (len(counts) * counts)).tolist())
+        return replace(self, class_weights=(len(targets) / (len(counts) * np.maximum(counts, 1))).tolist())
 
     def losses(self, outputs, targets):
         "Cross-entropy, in nats."
@@ -221,8 +231,6 @@ class Classification(ClassTargets):
         found, best = {}, zip(["", *(f"_{rank}" for rank in range(2, top + 1))], (-answer).argsort(kind="stable"))
         for end, i in best: found |= {f"class{end}": self.classes[i], f"probability{end}": float(answer[i])}
         return found
-
-    def output_target(self, answer, target=None, given=None): return class_target(self.classes, answer, target)
 
 # %% ../../nbs/engine/01_labels.ipynb #aff1bb6b
 def _many_hot(targets, classes:Sequence[str]) -> torch.Tensor: # float[N, C]

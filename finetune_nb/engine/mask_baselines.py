@@ -12,7 +12,8 @@ import numpy as np
 
 from .baselines import Answered, answer
 from .masks import fitted, resized
-from .segmentation import Segmentation, as_image
+from .pictures import as_image
+from .segmentation import Segmentation
 
 # %% ../../nbs/engine/07c_mask_baselines.ipynb #084cecbc
 _SIDE = 160 # pixels of the longer side on which it works; smaller images stay as they are

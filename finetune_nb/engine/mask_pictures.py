@@ -81,7 +81,7 @@ def read_picture(file:Path) -> Coded|Fault:
     try:
         with Image.open(file, formats=image_formats()) as image:
             if image.format in _LOSSY and not image.info.get("lossless"):
-                return Fault("lossy mask", f"it is a {image.format}, which blurs numbers: save masks as PNG")
+                return Fault("lossy mask", f"its format is {image.format}, which blurs numbers: save masks as PNG")
             image.load()
             if image.mode == "P" and "transparency" not in image.info: return _of_numbers(np.asarray(image))
             image = _plain(image.convert("RGBA") if image.mode == "PA" else image)

@@ -153,10 +153,14 @@ class Shared:
                             "[default: 20 of what is built in, all of yours]", min=1) = None # of the training part
     class_weights:option(Optional[str], "`balanced`: each class counts as much as any other, however rare it is. "
                          "[default: each example counts the same]") = None # of the loss
+    balance:option(bool, "Draw each class equally often in training, however rare it is.",
+                   "--balance") = False # of what is drawn
     lora:option(Optional[int], "Rank of adapters beside the layers that are not frozen, which then stay as they are. "
                 "[default: no adapters, the layers learn]", min=1) = None # of adapters
     batch_size:option(Optional[int], "Examples in a batch. [default: as the model suggests, 16 or fewer]",
                       min=1) = None # examples
+    accumulate:option(Optional[int], "Batches in a step: it learns as from one so many times as large, in the memory "
+                      "of one. [default: 1]", min=1) = None # batches
     learning_rate:option(Optional[float], "Of the backbone. [default: what the model suggests]") = None # its rate
     head_learning_rate:option(Optional[float], "Of the head. [default: what the model suggests]") = None # its rate
     cache_folder:place("Keep what comes out of frozen blocks here for later runs.") = None # of states
@@ -167,7 +171,7 @@ class Shared:
 
     def settings(self) -> dict: # for `fit`
         "What every run is told."
-        names = "batch_size", "learning_rate", "head_learning_rate", "precision"
+        names = "batch_size", "accumulate", "balance", "learning_rate", "head_learning_rate", "precision"
         return {name: getattr(self, name) for name in names}
 
 # %% ../../nbs/engine/59_options.ipynb #c7c19088
@@ -180,6 +184,11 @@ class Learning(Shared):
                   min=1) = None # passes over the examples
     patience:option(Optional[int], "Stop after so many epochs without improvement. [default: never]",
                     min=1) = None # epochs without improvement
+    score:option(Optional[str], "The score by which the best epoch is chosen, as in `macro_f1`. "
+                 "[default: the first that is printed]") = None # its name
+    continue_from:option(Optional[Path], "A folder that `--out` has written: go on with that model, and add the "
+                         "classes that it does not know. [default: a new model]", "--continue", parser=home,
+                         metavar="<path>") = None # a saved model
     unlabelled:option(Optional[str], "Guess labels for examples without, and learn from both, if that does better on "
                       "validation: `self-training` or `label-spreading`. [default: no]") = None # guess labels?
     cache:option(bool, "Run frozen blocks once for each example, not in every epoch.",
@@ -192,13 +201,14 @@ class Learning(Shared):
 
     def settings(self):
         "And what one run is told besides."
-        names = "epochs", "patience", "checkpoint", "resume", "seed", "unlabelled"
+        names = "epochs", "patience", "score", "checkpoint", "resume", "seed", "unlabelled"
         cache = self.cache and (self.cache_folder or True)
         told = super().settings() | {name: getattr(self, name) for name in names} | dict(cache=cache)
         if self.track is None: return told
         from finetune_nb.engine.callbacks import Tracked
         return told | dict(callbacks=[Tracked(self.track)])
 
+# %% ../../nbs/engine/59_options.ipynb #d1f7a3b6
 @dataclass(frozen=True)
 class Sweeping(Shared):
     "What is tried."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import data
 from ..data import Task
+from .continued import renumbered
 from ..preflight import check
 
 # %% ../../nbs/engine/47_recalled.ipynb #a60d5c0e
@@ -38,4 +39,5 @@ def recalled(folder:Path, # a saved model
     was = [result.get(f"num_{part}") for part in data.PARTS], own.get("fingerprint")
     now = [len(getattr(task, part)) for part in data.PARTS], task.made.get("fingerprint")
     if was != now: return None, "there are other examples now than those it learnt from"
+    if "continued" in own: task = renumbered(task, type(task.objective)(own["continued"]).with_more(task.classes))
     return task, ""

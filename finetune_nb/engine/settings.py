@@ -17,12 +17,12 @@ from .arguments import expect, many, number, whole
 from .callbacks import Callback
 from .fast import may_round
 from .models import Model
-from .objective import Objective
+from .objective import Objective, name_of
 from ..freezing import blocks, check_depth, freeze_depth, live_batchnorms
 
 # %% ../../nbs/engine/29_settings.ipynb #b91660cf
-IDENTIFY = ("epochs", "batch_size", "learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup",
-            "clip", "patience", "unfreeze_at", "seed", "cache", "precision", "views") # which run it is
+IDENTIFY = ("epochs", "batch_size", "accumulate", "learning_rate", "head_learning_rate", "layer_decay", "weight_decay",
+            "warmup", "clip", "patience", "unfreeze_at", "balance", "seed", "cache", "precision", "views") # of a run
 
 def suggested_rates(model:Model,
                     depth:int, # freeze depth
@@ -33,6 +33,7 @@ def suggested_rates(model:Model,
 
 def asked_of(model:Model, task:Task,
              given:Objective|None, # that the user named; None: the task's
+             balance:bool=False, # are all classes drawn equally often?
             )->Objective: # with what has to be known of the training targets
     "What a fit asks of a model."
     expect("task", task, Task, "a Task, as data.topics() makes one")
@@ -41,6 +42,12 @@ def asked_of(model:Model, task:Task,
     if own is not None and type(own) is not type(objective):
         raise ValueError(f"The model was made to answer {own.kind.replace('_', ' ')}, task {task.name!r} asks for "
                          f"{objective.kind.replace('_', ' ')}: make the model with the task's objective.")
+    if balance and not objective.classes:
+        raise ValueError(f"balance=True draws each class equally often, and task {task.name!r} asks for "
+                         f"{objective.kind.replace('_', ' ')}: leave it out.")
+    if balance and getattr(objective, "class_weights", None) == "balanced":
+        raise ValueError('balance=True and class_weights="balanced" both make rare classes count more: '
+                         "leave one of them out, or they count twice.")
     return objective.fitted(objective.check(task.train.targets))
 
 def settings_of(model:Model,
@@ -50,13 +57,13 @@ def settings_of(model:Model,
     thaws, depth = dict(told["unfreeze_at"] or {}), freeze_depth(model)
     depths = [depth, *(thaws[epoch] for epoch in sorted(thaws))]
     settings = dict(freeze_depth=depth) | {name: told[name] for name in IDENTIFY}
-    settings |= dict(unfreeze_at=thaws, cache=bool(told["cache"]))
+    settings |= dict(unfreeze_at=thaws, cache=bool(told["cache"]), score=name_of(told["score"]))
     for name, rate in zip(("learning_rate", "head_learning_rate"), suggested_rates(model, depths[-1])):
         if settings[name] is None: settings[name] = rate
     return settings, depths
 
 # %% ../../nbs/engine/29_settings.ipynb #99454bcc
-_LEAST = dict(epochs=1, batch_size=1, patience=1, views=1, every=1, keep_last=1, seed=0) # of whole numbers
+_LEAST = dict(epochs=1, batch_size=1, accumulate=1, patience=1, views=1, every=1, keep_last=1, seed=0)
 _MOST = dict(learning_rate=inf, head_learning_rate=inf, layer_decay=1, weight_decay=inf, warmup=1, memory_budget=inf)
 _OPTIONAL = {"patience", "views", "learning_rate", "head_learning_rate", "memory_budget"} # None stands for something
 
@@ -72,7 +79,8 @@ def check_told(told:Mapping # the arguments of `fit`
                          "For no clipping, give float('inf').")
     expect("unfreeze_at", told["unfreeze_at"], Mapping | None, "a dictionary of epochs and freeze depths, as in {3: 0}")
     for epoch in told["unfreeze_at"] or {}: whole("an epoch of unfreeze_at", epoch)
-    expect("score", told["score"], Callable | None, "a function of an Evaluation")
+    expect("balance", told["balance"], bool, "yes or no")
+    expect("score", told["score"], Callable | str | None, "a function of an Evaluation, or one of its scores by name")
     if isinstance(told["score"], Module): raise ValueError("score must be a function of an Evaluation, got a network.")
     for own in many("callbacks", told["callbacks"]): expect("each of callbacks", own, Callback, "a Callback")
     expect("cache", told["cache"], bool | str | os.PathLike | None, "yes, no, or a folder")

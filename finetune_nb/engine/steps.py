@@ -113,11 +113,20 @@ class Steps(Averages):
         for parameter in self.learnt: parameter.grad = None
         for _, view in self.reordered: view.grad = None
 
+    def backward(self, loss:torch.Tensor # float[], of `losses`
+                ):
+        "Backwards: the gradient is added to what is there."
+        if self.alone: loss.backward()
+        else: self.accelerator.backward(loss)
+
     def learn(self, loss:torch.Tensor # float[], of `losses`
              ):
         "Backwards, and a step against the gradient."
-        if self.alone: loss.backward()
-        else: self.accelerator.backward(loss)
+        self.backward(loss)
+        self.step()
+
+    def step(self):
+        "A step against the gradient."
         for parameter, view in self.reordered:
             view.grad = None if parameter.grad is None else parameter.grad.permute(0, 2, 3, 1)
         if self.alone: nn.utils.clip_grad_norm_(self.learnt, self.clip)
