@@ -205,6 +205,7 @@ def calls():
         "saving.Predictor.answers": lambda: dict(self=reader(), inputs=["good"]),
         "saving.Predictor.in_conll": lambda: dict(self=reader(), inputs=["good"], answers=[("O",)]),
         "saving.Predictor.masks": lambda: dict(self=reader(), inputs=["good"]),
+        "saving.Predictor.boxes": lambda: dict(self=reader(), inputs=["good"]),
         "saving.load": lambda: dict(folder=saved/"text-mean"),
         "saving.with_classes": lambda: dict(model=reader().model, task=data.task_of(report())),
         "saving.export_onnx": lambda: dict(folder=files()/"nowhere"),

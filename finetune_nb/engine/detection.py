@@ -24,7 +24,7 @@ from .box_writers import in_coco, in_table, in_voc, name_of
 from .boxes import Boxes, as_boxes, drawn, matched, overlaps
 from .class_names import class_list
 from .masks import colours_of
-from .objective import Evaluation, Objective, OutputTarget
+from .objective import Evaluation, Objective, OutputTarget, rarest
 from .segmentation import as_image, in_html, new_files, size_of
 from ..gradient import Picture
 
@@ -189,8 +189,7 @@ class DetectionTargets(Objective, abstract=True):
     def strata(self, targets):
         "The rarest class in an image; one stratum for empty images, and one for what is in fewer than five."
         members = self.members(targets)
-        rarest = np.where(members.any(1), np.where(members, members.sum(0), np.inf).argmin(1), len(self.classes))
-        return np.where(np.bincount(rarest)[rarest] < 5, len(self.classes) + 1, rarest)
+        return rarest(np.column_stack([members, ~members.any(1)]))
 
     def collate(self, targets, seeds=None):
         "Corners, labels and what is ignored, of each image; and its seed."
