@@ -46,6 +46,15 @@ def load(path):
 lessons = load(root/"tools"/"lessons.py")
 
 
+long_ones = ["test_widgets", "test_notebooks", "test_command_line", "test_site"]
+
+
+def pytest_collection_modifyitems(items):
+    "The longest tests first: what one process has left at the end is short, and another takes it over"
+    place = {stem: i for i, stem in enumerate(long_ones)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def tiny_bert(folder, layers=2, **options):
     "A BERT with random weights that learns in a second: its folder"
     import torch # only where it is asked for
