@@ -29,7 +29,8 @@ def learnt(task, variant, seed, learning=0, rate=None, pretrained=True):
     _, epochs, size, _ = VARIANTS[variant]
     model = vision.detector("efficientnet-lite0", task, size, pretrained=pretrained, seed=seed)
     freeze(model, max(0, len(blocks(model)) - 1 - learning))
-    fit(model, task, epochs, 8, rate, rate, seed=seed, progress=False)
+    rates = dict(learning_rate=rate, head_learning_rate=rate)
+    fit(model, task, epochs, batch_size=8, seed=seed, progress=False, **rates)
     return evaluate(model, task.validation).map50, evaluate(model, task.test).map50
 
 

@@ -29,7 +29,8 @@ def learnt(task, variant, seed, learning=0, rate=None, pretrained=True):
     "Validation and test scores; `learning` blocks of the backbone"
     model = vision.segmenter("efficientnet-lite0", task, 128, pretrained=pretrained, seed=seed)
     freeze(model, len(blocks(model)) - 1 - learning)
-    history = fit(model, task, VARIANTS[variant][1], 8, rate, rate, seed=seed, progress=False)
+    rates = dict(learning_rate=rate, head_learning_rate=rate)
+    history = fit(model, task, VARIANTS[variant][1], batch_size=8, seed=seed, progress=False, **rates)
     return history.validation_score, evaluate(model, task.test).iou
 
 
