@@ -88,7 +88,6 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         task:Task, # learns on `task.train`, chooses on `task.validation`, never sees `task.test`
         epochs:int=10, # passes over the training examples, at least 1
         batch_size:int=16, # examples in a batch, of all processes together
-        accumulate:int=1, # batches in a step: it learns as from one that is so many times as large
         learning_rate:float|None=None, # of the topmost backbone block; None: what the model suggests
         head_learning_rate:float|None=None, # of the head; None: what the model suggests
         layer_decay:float=1.0, # each block's learning rate is this times the next one's, 0 to 1
@@ -96,7 +95,6 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         warmup:float=0.1, clip:float=1.0, # share of steps in which the rate rises; the largest norm of a gradient
         patience:int|None=None, # stop after so many epochs without improvement on validation; None: never
         unfreeze_at:dict[int, int]|None=None, # gradual unfreezing: {epoch: freeze depth from then on}, from epoch 1
-        balance:bool=False, # draw each class equally often, however rare it is
         seed:int=0, # order of the examples, augmentation, dropout; the global random seeds are set to it
         cache:bool|str|Path=True, # run a frozen prefix once; a folder: and keep its states there for later runs
         precision:str="auto", # "fp32": exact. "auto": rounded a little where that is faster
@@ -108,6 +106,8 @@ def fit(model:nn.Module, # frozen as you like it; it is trained in place
         score:Callable|str|None=None, # chooses the epoch: of an `Evaluation`, or one of its scores; None: its first
         objective:Objective|None=None, # what is asked, class weights and all; None: the task's
         unlabelled:str|None=None, # guess labels for `task.unlabelled`, too: "self-training" or "label-spreading"
+        accumulate:int=1, # batches in a step: it learns as from one that is so many times as large
+        balance:bool=False, # draw each class equally often, however rare it is
         callbacks:Sequence[Callback]=(), # are told how it goes, and may end it
         progress:bool=True, # a progress bar, and in a notebook a live curve
        )->History: # a row for each epoch; the model has the weights of the best one
