@@ -6,6 +6,7 @@ builder sees it, so no page has to fetch a script to draw it. `settings.ini` nam
 takes besides its own.
 """
 import ast
+import functools
 import html
 import json
 import os
@@ -174,9 +175,10 @@ def with_quarto(folder):
 
 def with_smalldocs(folder):
     "Pages by smalldocs; a warning is an error"
-    try: from smalldocs import config, site
+    try: from smalldocs import config, highlight, site
     except ImportError:
         sys.exit("The site needs Quarto (https://quarto.org), or Python 3.11 and smalldocs: `pip install -e '.[dev]'`.")
+    highlight.css_class = functools.cache(highlight.css_class) # it is asked half a million times
 
     class Site(site.Site):
         def read(self, src):

@@ -179,8 +179,11 @@ def entry(name, node, said, address, level=2):
 def defined(tree):
     "`{name: its definition}` at the top of a module"
     made = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
-    return made | {node.targets[0].id: node for node in assigned}
+    for node in tree.body:
+        if not isinstance(node, ast.Assign): continue
+        target = node.targets[0]
+        made |= {own.id: node for own in getattr(target, "elts", [target]) if isinstance(own, ast.Name)}
+    return made
 
 
 def write_out_options(tree, names):
