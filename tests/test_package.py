@@ -95,7 +95,7 @@ def test_wheel_requires_nothing_of_nbdev(wheel):
     assert about["Name"] == "finetune-nb" and about["Requires-Python"] == ">=3.10"
     assert {"torch", "torchvision", "transformers", "typer"} <= required
     assert not required & tools
-    extras = {"offline", "datasets", "excel", "heic", "export", "compression", "adapters", "dev"}
+    extras = {"offline", "datasets", "excel", "heic", "export", "compression", "adapters", "serve", "dev"}
     assert set(about.get_all("Provides-Extra")) == extras
 
 

@@ -107,7 +107,7 @@ def test_an_ending_that_lies_is_a_note(tmp_path):
     folder = pets(tmp_path/"pets")
     picture().save(folder/"cat"/"photo.png", format="WEBP")
     seen = found(checked(folder))["ending that says otherwise"]
-    assert seen == ("notes", {"cat/photo.png": "its format is WEBP, and is read as one"})
+    assert seen == ("notes", {"cat/photo.png": "its format is WEBP, and is read as that"})
 
 
 def test_only_formats_that_we_name_are_opened(tmp_path):

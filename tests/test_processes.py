@@ -23,6 +23,7 @@ from accelerate import PartialState
 from finetune_nb import evaluate, fit, freeze
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.batches import Batches
+from finetune_nb.engine.run import Stages
 
 out, layout = Path(sys.argv[1]), sys.argv[2:]
 torch.set_num_threads(1)
@@ -47,6 +48,13 @@ def watched(self, positions, epoch=0):
     seen.append([epoch, self.rank, batch.positions[counts].tolist()])
     return batch
 Batches.batch = watched
+
+foresee = Stages._foresee
+def unwatched(self): # a batch is looked at before the first step, and nothing is learnt from it
+    before = len(seen)
+    foresee(self)
+    del seen[before:]
+Stages._foresee = unwatched
 
 parts = dict(batch_size=4, accumulate=2) if "accumulate" in layout else dict(batch_size=8)
 how = dict(**parts, epochs=6, learning_rate=1e-2, precision="fp32", cache="uncached" not in layout)

@@ -7,6 +7,7 @@ __all__ = ['part_of', 'BoxReader', 'CocoBoxes', 'xml_in', 'Voc', 'YoloLines', 'Y
 
 # %% ../../nbs/engine/13h_box_formats.ipynb #764f4d46
 import re
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -256,7 +257,8 @@ class BoxTables(BoxReader):
     def _tables(self, path:Path) -> list[Path]:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         folders = [sub for sub in files if sub.is_dir() and not hidden(sub)]
-        files += [file for sub in folders for file in sorted(sub.iterdir())]
+        with suppress(PermissionError): # whoever reads the folder says so
+            for sub in folders: files += sorted(sub.iterdir())
         able = [file for file in files if file.suffix.lower() in TABLES and file.is_file() and not hidden(file)]
         return [file for file in able[:20] if (table := head_of(file)) and box_columns(table.columns)]
 
