@@ -27,7 +27,7 @@ from .training import evaluate
 # %% ../nbs/33b_confidence.ipynb #dda4053d
 def _checked(probabilities, labels):
     "float[N, C] and int[N], or an error that says what is wrong."
-    probabilities, labels = as_numbers("probabilities", probabilities, 2), np.asarray(labels)
+    probabilities, labels = as_numbers("probabilities", probabilities, 2), as_numbers("labels", labels, 1).astype(int)
     if labels.shape != probabilities.shape[:1] or not len(labels):
         raise ValueError("probabilities must be float[N, C] and labels int[N], N at least 1, "
                          f"got shapes {probabilities.shape} and {labels.shape}.")

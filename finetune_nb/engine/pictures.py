@@ -161,7 +161,7 @@ def in_html(picture:Image.Image, # is made smaller itself
     "A picture inside a page."
     picture.thumbnail((width, width))
     picture.save(data := io.BytesIO(), "JPEG", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}" alt="">'
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}" alt="an example">'
 
 # %% ../../nbs/engine/11_pictures.ipynb #98a83f36
 def _edges(opened, size:int) -> tuple[bytes, bytes]:
