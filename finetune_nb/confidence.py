@@ -15,13 +15,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch import nn
 
-from .data import Examples, Task
+from .data import Task
 from .engine.arguments import as_numbers, many, number, typed, whole
 from .engine.models import as_model
 from .engine.second_look import (SecondLook, all_of, beyond_fence, directions_of, doubts, head_says, named,
                                             near_copies, neighbours, shortcuts_in)
-from .engine.seen import seen_by_head
-from .pretraining import features
+from .engine.seen import cosines, seen_by_head
 from .training import evaluate
 
 # %% ../nbs/33b_confidence.ipynb #dda4053d
@@ -82,10 +81,6 @@ def calibrate(model:nn.Module, # a classifier that has learnt `task`; it is chan
     return found
 
 # %% ../nbs/33b_confidence.ipynb #0af33d50
-def _directions(model, examples): # float[N, D], each of length 1
-    found = features(model, examples)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-
 @typed
 def strangeness(model:nn.Module, # a classifier that has learnt `task`
                 task:Task, # its training examples are what is familiar
@@ -93,10 +88,8 @@ def strangeness(model:nn.Module, # a classifier that has learnt `task`
                 neighbour:int=1, # which of the nearest training examples counts, at least 1
                )->np.ndarray: # float[N], 0 to 2: the distance of directions
     "How unlike the training examples is each input, in what the head sees? (Sun et al. 2022)"
-    inputs = many("inputs", inputs)
-    known = _directions(model, task.train)
-    neighbour = whole("neighbour", neighbour, 1, len(known))
-    alike = _directions(model, Examples(inputs, [0] * len(inputs))) @ known.T
+    inputs, neighbour = many("inputs", inputs), whole("neighbour", neighbour, 1, len(task.train))
+    alike = cosines(model, task.train.inputs, inputs)
     return np.sqrt(np.maximum(2 - 2 * np.sort(alike, axis=1)[:, -neighbour], 0))
 
 # %% ../nbs/33b_confidence.ipynb #32c9f016

@@ -6,7 +6,7 @@
 __all__ = ['probe', 'cka', 'nearest']
 
 # %% ../nbs/33c_layers.ipynb #b0020d6a
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from torch import nn
 
 from .data import Task
 from .engine.arguments import as_numbers, many, typed, whole
-from .engine.seen import seen_by_blocks, seen_by_head
+from .engine.seen import cosines, seen_by_blocks
 
 # %% ../nbs/33c_layers.ipynb #2237d4e6
 def _probed(train, validation, test, labels):
@@ -68,9 +68,6 @@ def nearest(model:nn.Module, # any classifier
     "Which known examples are most alike each input, in what the head sees?"
     known, inputs = many("known", known), many("inputs", inputs)
     count = whole("count", count, 1, len(known))
-    def directions(own):
-        vectors, _ = seen_by_head(model, own, precision="fp32", progress=False)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    alike = directions(inputs) @ directions(known).T
+    alike = cosines(model, known, inputs)
     order = np.argsort(-alike, axis=1, kind="stable")[:, :count]
     return order, np.take_along_axis(alike, order, axis=1)

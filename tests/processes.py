@@ -4,8 +4,11 @@ import multiprocessing
 import os
 import signal
 import socket
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import pytest
 import torch
 
 from conftest import quiet_environment
@@ -46,6 +49,19 @@ def killed_and_resumed(job, folder, kill_at, *args):
     assert killed.read_text() == whole.read_text()
 
 
+def fit_to_the_kill(model, module, task, folder, out, kill_at, **how):
+    "A job for `killed_and_resumed`: it ends when `module` is asked for the `kill_at`th time; None: when it is done"
+    from finetune_nb import fit
+    from finetune_nb.freezing import fingerprint
+    asked = []
+    def count(*_):
+        asked.append(1)
+        if len(asked) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+    module.register_forward_pre_hook(count)
+    history = fit(model, task, checkpoint=folder, every=3, resume=True, precision="fp32", **how)
+    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -63,6 +79,13 @@ def alone_and_in_two(job, folder, *args):
         assert [process.exitcode for process in ran] == [0] * world
         return [json.loads(file.read_text()) for file in files]
     return *told(1), *told(2)
+
+
+def same_in_two(job, folder, *args):
+    "The losses and scores of `job(*args)` are those of one process, and both processes know them"
+    one, ours, theirs = alone_and_in_two(job, folder, *args)
+    assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
+    assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
 
 
 def _tell(job, args, file):

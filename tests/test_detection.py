@@ -1,7 +1,5 @@
 """Boxes, from files to files: scores, the model, and every contract that an objective has to keep."""
 import json
-import os
-import signal
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +20,7 @@ from finetune_nb.engine.box_writers import in_coco
 from finetune_nb.engine.detection import Detection, counted
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
-from processes import alone_and_in_two, killed_and_resumed
+from processes import fit_to_the_kill, killed_and_resumed, same_in_two
 
 how = dict(epochs=5, batch_size=6, learning_rate=1e-2, head_learning_rate=3e-3, progress=False)
 CLASSES = ["red", "green"]
@@ -225,15 +223,9 @@ def test_a_box_is_explained(learnt):
     with pytest.raises(ValueError, match="there is no box to explain"): model.objective.output_target(nothing)
 
 
-def job(folder, out, kill_at):
-    model, steps = detector(5), []
-    def count(*_):
-        steps.append(1)
-        if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    model.head.look.register_forward_pre_hook(count)
-    history = fit(model, task_of_scenes(), checkpoint=folder, every=3, resume=True, precision="fp32",
-                  **how | dict(epochs=3))
-    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
+def job(*where):
+    model = detector(5)
+    fit_to_the_kill(model, model.head.look, task_of_scenes(), *where, **how | dict(epochs=3))
 
 
 def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 18)
@@ -244,10 +236,7 @@ def learnt_in_float64():
     return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path):
-    one, ours, theirs = alone_and_in_two(learnt_in_float64, tmp_path)
-    assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
-    assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
+def test_two_processes(tmp_path): same_in_two(learnt_in_float64, tmp_path)
 
 
 def test_swept_over_depths():

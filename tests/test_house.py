@@ -20,7 +20,7 @@ FLOORS = [
     "engine.pictures engine.delimited engine.conll engine.tags engine.frames engine.tables engine.inputs "
     "engine.folders engine.class_names engine.summaries engine.targets engine.hugging_face engine.readers "
     "engine.tagged engine.reports engine.parts engine.masks engine.mask_pictures engine.mask_files engine.mask_shapes "
-    "engine.boxes engine.box_writers engine.box_files engine.box_formats",
+    "engine.boxes engine.box_writers engine.box_files engine.box_formats engine.drawn_targets",
     "data engine.labels engine.numbers engine.several engine.tagging engine.baselines engine.tag_baselines "
     "engine.segmentation engine.detection engine.mask_baselines engine.box_baselines engine.segmentation_families "
     "engine.scenes engine.patches engine.docstrings engine.citations engine.software engine.splits engine.fractals "

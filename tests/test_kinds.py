@@ -1,9 +1,5 @@
 """A kind of task, and a family of backbones, that are defined in files of tests, and two heads: all works with them."""
-import json
-import os
-import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -20,7 +16,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.training import predict
 from mosaic import Mosaic # which registers its family
 from points import H, Finder, Points
-from processes import alone_and_in_two, killed_and_resumed
+from processes import fit_to_the_kill, killed_and_resumed, same_in_two
 
 how = dict(epochs=4, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 
@@ -127,14 +123,9 @@ def test_the_cache_is_exact(name, frozen):
     assert own.score in evaluate(model, own.task(torch.float64).test).scores
 
 
-def job(name, folder, out, kill_at):
-    model, steps = all_of_them[name].make(1), []
-    def count(*_):
-        steps.append(1)
-        if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    blocks(model)[-1].modules[-1].register_forward_pre_hook(count)
-    history = fit(model, all_of_them[name].task(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
-    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
+def job(name, *where):
+    model = all_of_them[name].make(1)
+    fit_to_the_kill(model, blocks(model)[-1].modules[-1], all_of_them[name].task(), *where, **how)
 
 
 @pytest.mark.parametrize("name", ["points", "both"])
@@ -150,9 +141,7 @@ def learn_in_float64(name):
 
 
 @pytest.mark.parametrize("name", ["points", "both"])
-def test_two_processes(tmp_path, name):
-    one, ours, theirs = alone_and_in_two(learn_in_float64, tmp_path, name)
-    assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
+def test_two_processes(tmp_path, name): same_in_two(learn_in_float64, tmp_path, name)
 
 
 def test_swept_over_depths(own):

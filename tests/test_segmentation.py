@@ -1,8 +1,6 @@
 """Masks, from files to files: pictures, shapes, scores, and every contract that an objective has to keep."""
 import inspect
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +27,7 @@ from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.interpret import explain
 from finetune_nb.training import predict, prepared
 from finetune_nb.widgets import FreezeExplorer
-from processes import alone_and_in_two, killed_and_resumed
+from processes import fit_to_the_kill, killed_and_resumed, same_in_two
 
 how = dict(epochs=6, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 CLASSES = ["background", "red", "green"]
@@ -220,14 +218,9 @@ def test_a_forest_is_a_baseline():
     assert classical.iou > .6 and classical.always["iou"] == 0 and classical.always["pixel_accuracy"] > .6
 
 
-def job(folder, out, kill_at):
-    model, steps = segmenter(5), []
-    def count(*_):
-        steps.append(1)
-        if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    model.head.scores.register_forward_pre_hook(count)
-    history = fit(model, task_of_scenes(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
-    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
+def job(*where):
+    model = segmenter(5)
+    fit_to_the_kill(model, model.head.scores, task_of_scenes(), *where, **how)
 
 
 def test_killed_and_resumed(tmp_path): killed_and_resumed(job, tmp_path, 20)
@@ -238,10 +231,7 @@ def learnt_in_float64():
     return history.train_loss, history.validation_score
 
 
-def test_two_processes(tmp_path):
-    one, ours, theirs = alone_and_in_two(learnt_in_float64, tmp_path)
-    assert ours == theirs and ours[1] == pytest.approx(one[1], rel=1e-9)
-    assert np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9
+def test_two_processes(tmp_path): same_in_two(learnt_in_float64, tmp_path)
 
 
 def test_swept_over_depths():

@@ -1,11 +1,8 @@
 """Tags, from files to files: schemes, spans, windows, scores, and every contract that an objective has to keep."""
 import itertools
 import json
-import os
 import random
 import re
-import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from finetune_nb.engine.conll import as_conll
 from finetune_nb.engine.tagging import Tagging, likeliest, may_follow
 from finetune_nb.engine.tags import Entity, Words, as_iob2, as_words, entities, scheme_of, spans_of, tags_of
 from finetune_nb.freezing import blocks, fingerprint
-from processes import alone_and_in_two, killed_and_resumed
+from processes import fit_to_the_kill, killed_and_resumed, same_in_two
 
 how = dict(epochs=8, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, progress=False)
 NAMES, PLACES = ["Ada", "Bo Li", "Cy", "Di Mann", "Ed"], ["Paris", "New York", "Oslo", "Bern"]
@@ -200,14 +197,9 @@ def test_it_learns(tiny):
     assert "PER" in str(judged.show(task.test.inputs, 1)) and "PER" in judged.show(task.test.inputs, 1)._repr_html_()
 
 
-def job(tiny, folder, out, kill_at):
-    model, steps = tagger(tiny, 1), []
-    def count(*_):
-        steps.append(1)
-        if kill_at and len(steps) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    model.head.register_forward_pre_hook(count)
-    history = fit(model, task_of_stories(), checkpoint=folder, every=3, resume=True, precision="fp32", **how)
-    Path(out).write_text(json.dumps([fingerprint(model), history.train_loss]))
+def job(tiny, *where):
+    model = tagger(tiny, 1)
+    fit_to_the_kill(model, model.head, task_of_stories(), *where, **how)
 
 
 def test_killed_and_resumed(tiny, tmp_path): killed_and_resumed(job, tmp_path, 20, tiny)
@@ -221,9 +213,7 @@ def learn_in_float64(tiny):
     return history.train_loss, history.validation_score
 
 
-def test_two_processes(tiny, tmp_path):
-    one, ours, theirs = alone_and_in_two(learn_in_float64, tmp_path, tiny)
-    assert ours == theirs and np.abs(np.array(ours[0]) / np.array(one[0]) - 1).max() < 1e-9 and ours[1] == one[1]
+def test_two_processes(tiny, tmp_path): same_in_two(learn_in_float64, tmp_path, tiny)
 
 
 def test_swept_over_depths(tiny):

@@ -8,7 +8,7 @@ __all__ = ['WAYS', 'BoxTargets', 'as_corners', 'fit_in', 'other_way', 'box_fault
 
 # %% ../../nbs/engine/13g_box_files.ipynb #35c489a1
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,35 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from .boxes import Boxes
-from .class_names import class_fault, class_name, in_order, note_names
+from .class_names import class_fault, class_name, in_order
+from .drawn_targets import DrawnTargets
 from .findings import Fault, Finding, Notes
 from .folders import walk
 from .inputs import KINDS, Example
 from .pictures import IMAGE_FILES, image_sizes
 from .readers import Found
-from .targets import TARGET_KINDS, TargetKind, crossed, learnt, note_too_few
+from .targets import TARGET_KINDS, note_too_few
 
 # %% ../../nbs/engine/13g_box_files.ipynb #b6dff6aa
 _FEWEST = 4 # pixels of what the network sees, that a box has to be wide and high
 
-class BoxTargets(TargetKind):
+class BoxTargets(DrawnTargets):
     "What is where: `targets[i]` is `Boxes`."
     name = "detection"
-    def fits(self, cells): return False # boxes are found by their own readers
-
-    def _names(self, boxes): return [boxes.classes[label] for label in boxes.labels]
-
-    def named(self, targets): return {"": Counter(name for boxes in targets for name in self._names(boxes))}
-    def classes(self, targets, order=()): return list(order)
-    def shown(self, target): return ", ".join(self._names(target)) or "nothing"
-    def agree(self, targets): return True # two people may have drawn
+    def names(self, target): return [target.classes[label] for label in target.labels]
 
     def check(self, targets, known, parts, groups, notes):
-        trained = self.named([targets[i] for i in learnt(parts)])[""]
-        note_names({name: 1 for name in known}, "", notes)
-        for name in in_order(set(known) - set(trained), known):
-            notes.note("class without training examples", name, "it is in validation or test only, or in no image at "
-                       "all, and nobody can learn it: what is missed there counts")
+        trained = self.trained(targets, known, parts, notes)
         empty, hidden = sum(not len(own) for own in targets), sum(int(own.ignored.sum()) for own in targets)
         if empty: notes.note("image without boxes", "", f"{empty} of {len(targets)} have none: nothing is to be found")
         if hidden:
@@ -61,10 +51,6 @@ class BoxTargets(TargetKind):
         reason = (f"{few:,} of {len(sides):,} boxes are less than {_FEWEST} pixels wide or high in the {canvas[1]} x "
                   f"{canvas[0]} that the network sees: a larger image size shows more of them (--image-size)")
         return [Finding("box that is too small to see", "notes", [("", reason)])]
-
-    def counts(self, targets, parts):
-        return crossed([name for boxes in targets for name in self._names(boxes)],
-                       [part for boxes, part in zip(targets, parts) for _ in range(len(boxes))])
 
     def summary(self, targets):
         return dict(classes=dict(self.named(targets)[""]), boxes=sum(map(len, targets)),

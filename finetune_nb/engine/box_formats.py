@@ -113,10 +113,7 @@ def xml_in(file:Path) -> ElementTree.Element|None: # None: it is none
 
 class Voc(BoxReader):
     "An XML file of boxes for each image."
-    def owns(self, path):
-        if not path.is_dir() or (path/"SegmentationClass").is_dir(): return False
-        return any(xml_in(file) is not None for file in _files(path, ".xml")[:20])
-
+    def owns(self, path): return self.takes(path) and not (path/"SegmentationClass").is_dir()
     def takes(self, path): return path.is_dir() and any(xml_in(file) is not None for file in _files(path, ".xml")[:20])
 
     def read(self, request, kind, notes):

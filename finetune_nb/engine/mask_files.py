@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .class_names import in_order, note_names
+from .drawn_targets import DrawnTargets
 from .findings import Fault, Finding, Notes, PART_OF
 from .folders import hidden, part_folders, walk
 from .inputs import KINDS, Example
@@ -26,7 +26,7 @@ from .mask_pictures import (Coded, Legend, class_names, find_legend, in_classes,
 from .masks import BACKGROUND, Mask, fitted, resized
 from .pictures import IMAGE_FILES, image_sizes
 from .readers import Found, Reader, register
-from .targets import TARGET_KINDS, TargetKind, crossed, learnt, note_too_few
+from .targets import TARGET_KINDS, note_too_few
 
 # %% ../../nbs/engine/13e_mask_files.ipynb #72addd9f
 _FEWEST = 4 # pixels of what the network sees that a thing has to have
@@ -45,25 +45,14 @@ def small_things(mask:Mask, canvas:tuple[int, int] # height and width of what th
     return few, count
 
 # %% ../../nbs/engine/13e_mask_files.ipynb #71236a1b
-class Masks(TargetKind):
+class Masks(DrawnTargets):
     "A class for each pixel: `targets[i]` is a `Mask`."
-    name = "segmentation"
-    def fits(self, cells): return False # masks are found by their own readers
-
-    def _names(self, mask): return [mask.classes[number] for number in mask.present]
-
-    def named(self, targets): return {"": Counter(name for mask in targets for name in self._names(mask))}
-    def classes(self, targets, order=()): return list(order)
-    def shown(self, target): return ", ".join(self._names(target)) or "nothing"
-    def agree(self, targets): return True # two people may have drawn
+    name, aside = "segmentation", {BACKGROUND}
+    def names(self, target): return [target.classes[number] for number in target.present]
 
     def check(self, targets, known, parts, groups, notes):
-        trained = self.named([targets[i] for i in learnt(parts)])[""]
-        note_names({name: 1 for name in known}, "", notes)
-        for name in in_order(set(known) - set(trained) - {BACKGROUND}, known):
-            notes.note("class without training examples", name, "it is in validation or test only, or in no mask at "
-                       "all, and nobody can learn it: what is missed there counts")
-        empty = sum(set(self._names(mask)) <= {BACKGROUND} for mask in targets)
+        trained = self.trained(targets, known, parts, notes)
+        empty = sum(set(self.names(mask)) <= {BACKGROUND} for mask in targets)
         if empty: notes.note("mask without anything", "", f"{empty} of {len(targets)} masks are background alone")
         if len(trained) < 2:
             notes.stop("nothing to find", "", f"all training masks hold {' and '.join(trained) or 'nothing'} alone, "
@@ -79,10 +68,6 @@ class Masks(TargetKind):
         reason = (f"{few:,} of {count:,} connected parts have fewer than {_FEWEST} pixels in the {canvas[1]} x "
                   f"{canvas[0]} that the network sees: a larger image size shows more of them (--image-size)")
         return [Finding("thing that is too small to see", "notes", [("", reason)])]
-
-    def counts(self, targets, parts):
-        return crossed([name for mask in targets for name in self._names(mask)],
-                       [part for mask, part in zip(targets, parts) for _ in self._names(mask)])
 
     def summary(self, targets):
         pixels = Counter()
