@@ -262,9 +262,10 @@ def fail(page):
     (lambda page: page.metadata.run.update(seconds=61), "less than 60"),
     (lambda page: page.cells[1].update(outputs=[]), "no cell has an output"),
     (fail, "ValueError"),
+    (lambda page: page.cells.append(nbformat.v4.new_code_cell("import os\nimport sys")), "not folded"),
     (print_to("stderr", "50%|"), "standard error"),
     (print_to("stdout", f"{root}/nbs"), "path of one machine"),
-], ids=["changed code", "no stamp", "too slow", "no output", "error", "standard error", "path"])
+], ids=["changed code", "no stamp", "too slow", "no output", "error", "wall of imports", "standard error", "path"])
 def test_a_spoilt_page_fails(page, tmp_path, spoil, reason):
     spoil(page)
     assert reason in problems(page, tmp_path)
@@ -276,6 +277,13 @@ def test_a_spoilt_page_fails(page, tmp_path, spoil, reason):
     ("#| export\n#| slow\n1", False)])
 def test_which_cells_run(source, expected):
     assert lessons.runs(nbformat.v4.new_code_cell(source), lessons.skip_flags()) is expected
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("#| exports\nimport os\nfrom a import (b,\n    c)", "imports"), ("assert a\ntest_fail(b, contains='c')", "checks"),
+    ("for a in b: assert a", "checks"), ("import os\nprint(os)", None), ("a = 1\nassert a", None), ("", None),
+    ("!ls", None), ("def a(: 1", None)])
+def test_what_only_imports_or_checks_is_known(source, expected): assert lessons.kind_of(source) == expected
 
 
 def test_a_failing_lesson_is_left_as_it_was(page, tmp_path, monkeypatch):

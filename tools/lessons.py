@@ -8,6 +8,7 @@ A notebook that ran gets a stamp in its metadata, under `run`: a hash of its cod
 the versions. The hash says whether the outputs on the page come from the code on the page, which cleaned
 notebooks no longer show otherwise.
 """
+import ast
 import argparse
 import datetime
 import hashlib
@@ -67,6 +68,39 @@ def runs(cell, flags=()):
     if "nbdev_export(" in cell.source: return False
     given = directives(cell.source)
     return given.get("eval", "").lower() != "false" and not any(flag in given for flag in flags)
+
+
+checking = re.compile(r"(?:test_(?:eq|ne|close|fail|warns|is)|assert\w*)$") # what a call is named that only checks
+
+
+def checks(statement):
+    "Is it an assert, a call of `test_eq` or the like, or a loop over these?"
+    if isinstance(statement, ast.For): return all(map(checks, statement.body))
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(statement, ast.Assert) or bool(checking.match(getattr(getattr(call, "func", None), "id", "")))
+
+
+def kind_of(code):
+    "What `code` only does, `imports` (and up to two lines beside many of them) or `checks`; else None"
+    try: statements = ast.parse(re.sub(r"^[%!].*$", "pass", code, flags=re.M)).body
+    except SyntaxError: return None
+    others = [part for part in statements if not isinstance(part, (ast.Import, ast.ImportFrom))]
+    if statements and all(map(checks, statements)): return "checks"
+    few = len(others) <= 2 and all(part.lineno == part.end_lineno for part in others)
+    if statements and (not others or few and len(statements) >= 5): return "imports"
+
+
+def is_folded(cell):
+    "Should JupyterLab show only the first line of `cell`?"
+    if cell.cell_type != "code" or cell.outputs: return False
+    return "\n" in cell.source.strip() and bool(kind_of(cell.source))
+
+
+def fold(notebook):
+    "JupyterLab shows one line of what only imports or checks"
+    for cell in notebook.cells:
+        cell.metadata.pop("jupyter", None)
+        if is_folded(cell): cell.metadata["jupyter"] = {"source_hidden": True}
 
 
 def cells_hash(notebook):
@@ -178,6 +212,8 @@ def problems(path):
     if run["cells"] != cells_hash(notebook): found.append(f"its code has changed since it ran, on {run['date']}")
     if run["seconds"] >= most_seconds and path.parent.name != "solutions": # which are no lessons
         found.append(f"it took {run['seconds']} s, and a lesson takes less than {most_seconds}")
+    if any(("jupyter" in cell.metadata) != is_folded(cell) for cell in notebook.cells):
+        found.append("its imports and checks are not folded: run it again")
     return found
 
 
@@ -229,6 +265,7 @@ def run(path, slow=False):
     quieten(notebook)
     if found := output_problems(notebook): return found
     notebook.metadata["run"] = stamp(notebook, seconds, slower)
+    fold(notebook)
     nbformat.write(notebook, path)
     clean(path)
     seconds = notebook.metadata["run"]["seconds"]

@@ -99,13 +99,19 @@ def summary(code):
 
 
 class folding(Processor):
-    "A long listing is folded, and says what is in it; so is what ran once and was saved"
+    "Imports, checks, a long listing and what ran once and was saved are folded, and say what is in them"
     def cell(self, cell):
-        lines = cell.source.count("\n") + 1
+        if cell.cell_type != "code": return
+        lines = len(re.sub(r"^#\|.*\n", "", cell.source.strip(), flags=re.M).splitlines())
         slow = "slow" in (getattr(cell, "directives_", None) or {})
-        if cell.cell_type != "code" or lines <= (5 if slow else most_lines): return
-        said = "The code that ran once" if slow else summary(cell.source)
-        cell.source = f"#| code-fold: true\n#| code-summary: {json.dumps(f'{said}: {lines} lines')}\n{cell.source}"
+        if slow and lines > 5: said = "The code that ran once"
+        elif lines > most_lines: said = summary(cell.source)
+        elif cell.get("outputs") or not (kind := lessons.kind_of(cell.source)): return
+        elif kind == "checks": said = "Checked"
+        elif lines > 1: said = "Imports"
+        else: return
+        lines = f"{lines} lines" if lines > 1 else "1 line"
+        cell.source = f"#| code-fold: true\n#| code-summary: {json.dumps(f'{said}: {lines}')}\n{cell.source}"
 
 
 def raw_html(text):
