@@ -154,6 +154,20 @@ def test_search_finds_batchnorm(visitor, base, width):
     assert "BatchNorm" in page.locator("main").inner_text() and not wrong
 
 
+@pytest.mark.parametrize("asked, expected", [
+    ("imbalance", "Imbalance: my classes"), ("small images", "Small images: should"), ("long texts", "Long texts: what")])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_search_answers_what_people_ask(visitor, site, base, asked, expected, on_disk):
+    "Also where the page is a file, which may not fetch"
+    from playwright.sync_api import expect
+    place = f"{site.resolve().as_uri()}/" if on_disk else base
+    page, wrong = visitor(base=place)
+    page.goto(place + "index.html")
+    page.locator("#quarto-search input").first.press_sequentially(asked)
+    expect(page.locator("#quarto-search .search-result, .aa-Panel a").first).to_contain_text(expected, timeout=60_000)
+    assert not wrong
+
+
 @pytest.mark.parametrize("notebook", [name for name in addresses if name != "index.ipynb"])
 def test_every_notebook_says_where_to_run_it(site, notebook):
     page = (site/addresses[notebook]).read_text(encoding="utf-8")
@@ -218,6 +232,26 @@ def test_dark_is_dark(visitor, base):
         page.goto(base + "index.html")
         return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
     assert brightness("dark") < 150 and brightness("light") > 700
+
+
+def test_a_button_makes_it_dark_and_it_stays_so(visitor, base):
+    page, wrong = visitor()
+    page.goto(base + "index.html")
+    def paper(): return page.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = paper()
+    page.get_by_title("Light or dark").click()
+    dark = paper()
+    page.goto(base + "bert.html")
+    assert paper() == dark != light and not wrong
+    page.get_by_title("Light or dark").click()
+    assert paper() == light
+
+
+def test_imports_and_checks_are_folded(site):
+    "A reader sees the idea first; what is folded says what it is"
+    for page in ("frozen_layers.html", "bert.html", "named_entities.html"):
+        found = re.findall(r"<summary>(Imports|Checked): \d+ lines?</summary>", (site/page).read_text(encoding="utf-8"))
+        assert {"Imports", "Checked"} == set(found), page
 
 
 def test_twice_as_large_it_still_fits(visitor, base):

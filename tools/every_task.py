@@ -1,7 +1,8 @@
-"""How much should be frozen? Every embedded task, at four freeze depths, over labelled subsets.
+"""How much should be frozen? Every embedded task, at three freeze depths, over labelled subsets.
 
 `python tools/every_task.py [TASK…] [--ways SHARE…] [--seeds 0 1 2]`: kept in nbs/measured/every_task.json; *seconds* are
-those of one processor, the frozen blocks' own pass and both evaluations included.
+those of one processor, the frozen blocks' own pass and both evaluations included. Scenes and patches have scripts of
+their own.
 """
 from functools import partial
 
@@ -32,13 +33,11 @@ VARIANTS = { # how the task is drawn, and its model
     "digits": (data.digits, images(classifier, "resnet18-fractal")),
     "topics": (data.topics, texts(of_classes(text.classifier))),
     "citations": (data.citations, texts(text.tagger)),
-    "scenes": (data.scenes, images(vision.segmenter, "efficientnet-lite0", 128)),
-    "patches": (data.patches, images(vision.detector, "efficientnet-lite0", 128)),
     "photographs": (data.photographs, images(classifier, "efficientnet-lite0", 96)),
     "photographs, fractal backbone": (data.photographs, images(classifier, "resnet18-fractal", 96)),
     "digits, photographic backbone": (data.digits, images(classifier, "efficientnet-lite0", 64)),
 }
-SHARES = {"everything learns": 0, "half is frozen": 1 / 2, "three quarters are frozen": 3 / 4, "the head alone learns": 1}
+SHARES = {"everything learns": 0, "half is frozen": 1 / 2, "the head alone learns": 1}
 
 
 def learnt(task, variant, seed, share):

@@ -302,8 +302,19 @@ def runnable(notebook):
     return notebook
 
 
+def short_search(folder):
+    "Lessons are found by every word, reference, rooms and solutions by their headings; and once more for a page on disk"
+    index = json.loads((folder/"search.json").read_text(encoding="utf-8"))
+    for entry in index:
+        if "/" in entry["href"]: entry["text"] = ""
+    text = json.dumps(index, ensure_ascii=False)
+    (folder/"search.json").write_text(text, encoding="utf-8")
+    (folder/"search.js").write_text(f"var searchIndex = {text}\n", encoding="utf-8")
+
+
 def finish(folder):
-    "Names linked to the reference, terms to the glossary, and the notebooks to download"
+    "Names linked to the reference, terms to the glossary, a shorter search, and the notebooks to download"
+    short_search(folder)
     terms = glossary()
     for path in lessons.notebooks():
         name, notebook, page = path.relative_to(nbs), nbformat.read(path, 4), folder/address(path)

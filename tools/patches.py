@@ -40,6 +40,7 @@ def plain(task, variant, seed):
 
 
 WAYS = {"plain": plain, "frozen": learnt, "upper half": partial(learnt, learning=4),
+        "everything": partial(learnt, learning=99),
         "scratch, 0.003": partial(learnt, learning=99, rate=3e-3, pretrained=False)}
 
 
