@@ -1,4 +1,4 @@
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `import finetune_nb` is instant: a name below is imported when it is first used (PEP 562), and torch with it.
 # To offer a name at the top level, add it to its module's line.

@@ -210,6 +210,12 @@ def mentions(pattern):
     return found
 
 
+def test_the_newest_changes_are_those_of_this_version():
+    version = re.search(r"^version = (.+)$", (root/"settings.ini").read_text(encoding="utf-8"), re.M)[1]
+    newest = re.search(r"^## (.+)$", (root/"CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert re.fullmatch(rf"{re.escape(version)}, (\d{{4}}-\d\d-\d\d|not yet released)", newest)
+
+
 def test_no_page_needs_the_network():
     hosts = ["cdn" + ".jsdelivr.net", "unpkg" + ".com", "cdn" + "js.cloudflare.com",
              "ajax" + ".googleapis.com", "fonts" + ".googleapis.com"]
