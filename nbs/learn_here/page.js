@@ -116,7 +116,7 @@ async function ready(name) {
 
 // ---- The curves
 
-const X = 34, W = 296, Y = 12, H = 148; // of the frame
+const X = 40, W = 292, Y = 12, H = 148; // of the frame
 
 function path(values, epochs, most, cls) {
   const points = values.map((value, i) => {
