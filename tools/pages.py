@@ -28,6 +28,7 @@ tools = Path(__file__).resolve().parent
 root = tools.parent
 nbs = root/"nbs"
 sys.path.insert(0, str(tools)) # nbdev imports this file by its name: `procs` in settings.ini
+import body
 import lessons
 import reference
 
@@ -135,6 +136,21 @@ def run_line_of(name, run, up=""):
     in_colab = f'<a href="{colab}/blob/gh-pages/notebooks/{name}">in Colab</a>'
     links = f"{download}, {in_binder} or {in_colab}."
     return raw_html(f'<p class="run-line"><strong>Run this page</strong>: {links}{last_run(run)}</p>')
+
+
+@functools.cache
+def explorer_s_twin():
+    "The slider that needs no kernel, as the explorer's own page has it stored"
+    cells = nbformat.read(nbs/"08b_explorer.ipynb", 4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    shown = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    return raw_html([text for text in shown if "depth-twin" in text][-1])
+
+
+def twins(cell):
+    "The slider also stands where a comment asks for it: a comment, for where there are no scripts it is nothing"
+    if cell.cell_type != "markdown": return
+    cell.source = cell.source.replace("<!-- the explorer's twin -->", explorer_s_twin())
 
 
 class opening(Processor):
@@ -323,6 +339,8 @@ def finish(folder):
         page.write_text(linked, encoding="utf-8")
         (folder/"notebooks"/name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(runnable(notebook), folder/"notebooks"/name)
+    shutil.copytree(nbs/"learn_here", folder/"learn_here", dirs_exist_ok=True) # what the page that trains loads
+    (folder/"learn_here"/"body.js").write_text(body.body(), encoding="utf-8") # and what it draws with
     (folder/".nojekyll").touch() # GitHub Pages serves the files as they are
 
 
