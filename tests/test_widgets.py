@@ -180,6 +180,13 @@ def test_the_twin_is_driven_without_a_kernel_or_a_network(visitor, base):
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_twin_stands_at_the_top_of_its_page_and_on_the_front_page(site):
+    page, front = ((site/name).read_text(encoding="utf-8") for name in (page_of_lesson, "index.html"))
+    text = page[page.index("<main"):]
+    assert text.index("depth-explorer depth-twin") < text.index("<h2") and "depth-twin" in front
+    assert "depth-twin" not in (root/"README.md").read_text(encoding="utf-8") # which has no scripts
+
+
 def test_the_twin_is_whole_where_scripts_do_not_run(browser, base):
     page = browser.new_page(java_script_enabled=False)
     page.goto(base + page_of_lesson)

@@ -90,14 +90,16 @@ async function inflated(text) { // bytes that Python's zlib made small, and base
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function fetched(name) { // from the site's own folder, or from a disk
-  return new Promise((done, failed) => {
+let loading = Promise.resolve();
+
+function fetched(name) { // from the site's own folder, or from a disk; one after the other, for all call `receive`
+  return loading = loading.catch(() => {}).then(() => new Promise((done, failed) => {
     const tag = document.createElement("script");
     learnHere.receive = done;
     tag.src = new URL(`${name}.js`, script.src);
     tag.onerror = () => failed(new Error(`The data, ${name}.js, cannot be loaded: this page needs its site's folder.`));
     document.head.append(tag);
-  });
+  }));
 }
 
 async function ready(name) {
