@@ -23,6 +23,7 @@ sys.path[:0] = [str(here), str(here.parent), str(root)]
 import bench
 
 TENSORFLOW, TORCH = "tensorflow", "torch"
+MOST = 1800 # seconds of one run
 THREADS = 1 # of each run: programs beside it then disturb it least, and everybody alike
 # name: listing, Keras's backend
 IMAGE = {
@@ -38,6 +39,12 @@ TEXT = {
     "finetune_nb": ("text_finetune_nb", TORCH)}
 CONVERTED = [("image_finetune_nb", TORCH), ("image_pytorch", TORCH), ("image_keras", TENSORFLOW),
              ("image_keras", TORCH), ("text_finetune_nb", TORCH), ("text_pytorch", TORCH)]
+# Is it the head's first weights? Each of two listings, with those of the other: what is replaced, by what
+OTHER_HEAD = {
+    "image_pytorch": ("network.fc = nn.Linear(512, CLASSES)", "network.fc = nn.Linear(512, CLASSES)\n"
+                      "nn.init.zeros_(network.fc.bias), nn.init.xavier_uniform_(network.fc.weight)"),
+    "image_keras": ("Dense(CLASSES)", "Dense(CLASSES, kernel_initializer=keras.initializers.RandomUniform("
+                    "-512 ** -.5, 512 ** -.5))")}
 BESIDE = {"image_keras": ["keras_resnet"], "text_pytorch": ["mean_pooling"], "text_trainer": ["mean_pooling"],
           "text_lightning": ["mean_pooling"]} # what a listing imports of this folder, `shared` aside
 marker = re.compile(r"^# ([1-5]) (choose|freeze|add a head|train|evaluate)$")
@@ -62,9 +69,11 @@ def fingerprint(*names):
 
 # one run, in this process
 
-def run_listing(name):
+def run_listing(name, replaced=("", "")):
     "Run a listing, step by step; the clock starts at the first, when imports are made and examples are read"
-    (_, _, opening), *parts = steps((here/f"{name}.py").read_text(encoding="utf-8"))
+    source = (here/f"{name}.py").read_text(encoding="utf-8")
+    assert replaced[0] in source, f"{name} has no {replaced[0]}"
+    (_, _, opening), *parts = steps(source.replace(*replaced) if replaced[0] else source)
     ran, seconds, processor = {"__name__": "__main__"}, {}, {}
     exec(compile(opening, f"{name}.py", "exec"), ran)
     before = bench.resident()
@@ -82,6 +91,7 @@ def one(job):
     "Do a job in this process"
     with contextlib.redirect_stdout(io.StringIO()):
         if job["what"] == "listing": return run_listing(job["name"])
+        if job["what"] == "other head": return run_listing(job["name"], OTHER_HEAD[job["name"]])
         if job["what"] == "conversion":
             import conversion
             return conversion.measured(job["name"])
@@ -102,6 +112,9 @@ def jobs(seeds):
             for tool, (name, backend) in tools.items():
                 yield dict(what="listing", task=task, tool=tool, name=name, backend=backend, seed=seed,
                            files=fingerprint(name, *BESIDE.get(name, ())))
+        for name, backend in (("image_pytorch", TORCH), ("image_keras", TENSORFLOW)):
+            yield dict(what="other head", name=name, backend=backend, seed=seed,
+                       files=fingerprint(name, *BESIDE.get(name, ())))
         for name in dict.fromkeys(tool for tool, _ in batchnorm.SETTINGS):
             keras = ["keras_resnet"] if name == "Keras" else []
             yield dict(what="batchnorm", name=name, backend=TENSORFLOW if keras else TORCH, seed=seed,
@@ -144,8 +157,7 @@ def in_words(result):
     if "error" in result: return result["error"]
     if "scores" in result: return "scores of the test examples"
     if "settings" in result:
-        return ", ".join(f"{'stayed' if len(set(own['statistics'])) == 1 else 'moved'} {own['accuracy']:.1%}"
-                         for own in result["settings"])
+        return ", ".join("stayed" if len(set(own["statistics"])) == 1 else "moved" for own in result["settings"])
     clock, busy = (sum(result[name].values()) for name in ("seconds", "processor_seconds"))
     return f"{result['accuracy']:.1%}, {clock:.1f} s, {busy:.1f} of the processor, {result['memory_peak'] / 1e6:.0f} MB"
 
@@ -166,7 +178,7 @@ def run_all(given):
             break
         with tempfile.TemporaryDirectory(prefix="finetune_nb_tools_") as folder:
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-            result = in_child(job, folder, data, 600)
+            result = in_child(job, folder, data, MOST)
         found[key(job)] = dict(job=job, load=load, result=result)
         name = " · ".join(map(str, [job["what"], job.get("task", ""), job.get("tool", job["name"]), job["seed"]]))
         print(f"{(time.monotonic() - started) / 60:5.1f} min  {name}: {in_words(result)}", flush=True)
