@@ -258,8 +258,8 @@ def _(): return in_keras(frozen=False, subclass=True, training=False)
 
 def one(tool, name):
     accuracy, before, after = SETTINGS[tool, name]()
-    return dict(name=name, accuracy=accuracy and float(accuracy), statistics=[before["statistics"], after["statistics"]],
-                weights=[before["weights"], after["weights"]])
+    both = {part: [before[part], after[part]] for part in ("statistics", "weights")}
+    return dict(name=name, accuracy=accuracy and float(accuracy)) | both
 
 
 def measured(tool):
