@@ -7,7 +7,7 @@ NOTEBOOKS ?=
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab bench lessons export docs preview clean
+.PHONY: help install run test lab bench tools lessons export docs preview clean
 
 help:     ## list what `make` can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ lab: $(STAMP) ## open the book in JupyterLab
 
 bench:    ## run finetune_nb beside its peers and write a table; QUICK=1 for 5 minutes, MINUTES=0 for every run
 	@$(PYTHON) benchmarks/bench.py $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
+
+tools:    ## run the five steps in PyTorch, Keras, Trainer, Lightning and here, for the lesson on tools; MINUTES=20
+	@$(PYTHON) benchmarks/tools/run.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lessons: $(STAMP) ## run the lessons and store their outputs; NOTEBOOKS="nbs/04_frozen_layers.ipynb" for some
 	@$(BIN)/python tools/lessons.py $(NOTEBOOKS)

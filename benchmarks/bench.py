@@ -115,11 +115,17 @@ def told(kind, message): return " ".join(f"{kind}: {message}".split()).replace(s
 
 def in_child(run, folder, timeout):
     "The same in a fresh process, so that memory and imports are nobody else's"
-    result, log = Path(folder)/"result.json", Path(folder)/"log.txt"
-    result.unlink(missing_ok=True)
+    result = Path(folder)/"result.json"
     command = [sys.executable, str(here/"bench.py"), "--one", json.dumps(run.spec(folder)), "--result", str(result)]
+    return result_of(command, result, folder, environment(folder), timeout)
+
+
+def result_of(command, result, folder, environment, timeout):
+    "What a command writes to the file `result`; how it ended, if it writes nothing"
+    log = Path(folder)/"log.txt"
+    result.unlink(missing_ok=True)
     with open(log, "w") as out:
-        try: ended = subprocess.run(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL, stdout=out,
+        try: ended = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out,
                                     stderr=subprocess.STDOUT, timeout=timeout)
         except subprocess.TimeoutExpired: return dict(error=f"stopped after {timeout:.0f} s, when the time was up")
     if result.exists(): return json.loads(result.read_text())
@@ -374,9 +380,9 @@ def options():
     return parser.parse_args()
 
 
-def write_one(spec, file):
+def write_result(do, spec, file):
     "Do the run that `spec` describes, and write its result to `file`; an error is a result too"
-    try: result = one(spec)
+    try: result = do(spec)
     except Exception as error:
         import traceback
         traceback.print_exc()
@@ -384,18 +390,18 @@ def write_one(spec, file):
     file.write_text(json.dumps(result))
 
 
-def again_inside(venv):
+def again_inside(venv, script=here/"bench.py"):
     "The same command in the environment `venv`, which is made first; ends with it"
     make_environment(venv)
     import install
-    inner = subprocess.Popen([install.python_of(str(venv)), str(here/"bench.py"), *sys.argv[1:], "--inside"])
+    inner = subprocess.Popen([install.python_of(str(venv)), str(script), *sys.argv[1:], "--inside"])
     while True:
         with contextlib.suppress(KeyboardInterrupt): sys.exit(inner.wait()) # it has had the Ctrl-C too, and saves
 
 
 def main():
     given = options()
-    if given.one: return write_one(json.loads(given.one), given.result)
+    if given.one: return write_result(one, json.loads(given.one), given.result)
     form = "smoke" if given.smoke else "quick" if given.quick else "results"
     if not (given.smoke or given.inside): again_inside(given.venv.absolute())
     given.out.mkdir(parents=True, exist_ok=True)

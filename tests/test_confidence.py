@@ -82,7 +82,9 @@ def test_only_a_classifier_has_a_temperature():
 
 @pytest.mark.parametrize("labels", [[0, 1], [], [[0, 1, 0]]])
 def test_shapes_must_fit(labels):
-    with pytest.raises(ValueError, match="float.N, C. and labels int.N., N at least 1|labels must have 1 dimensions and not be empty"):
+    with pytest.raises(ValueError,
+                       match="float.N, C. and labels int.N., N at least 1"
+                             "|labels must have 1 dimensions and not be empty"):
         best_temperature(np.full((3, 2), .5), labels)
 
 
