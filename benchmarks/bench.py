@@ -251,7 +251,7 @@ def make_environment(venv):
                      "`python3 benchmarks/bench.py --venv /other/disk/venv`.")
     install.make_venv()
     (venv/".gitignore").write_text("*\n")
-    print(f"Installing finetune_nb and its peers into {venv}: about 8 GB on Linux, a few minutes. All that pip says is in "
+    print(f"Installing finetune_nb and its peers into {venv}: 8 GB on Linux, a few minutes. All that pip says is in "
           f"{log}.", flush=True)
     pip = [install.python_of(str(venv)), "-m", "pip", "install", "--progress-bar", "off", "--retries", "2"]
     with open(log, "w") as out:

@@ -1,7 +1,7 @@
 """How much should be frozen? Every embedded task, at three freeze depths, over labelled subsets.
 
-`python tools/every_task.py [TASK…] [--ways SHARE…] [--seeds 0 1 2]`: kept in nbs/measured/every_task.json; *seconds* are
-those of one processor, the frozen blocks' own pass and both evaluations included. Scenes and patches have scripts of
+`python tools/every_task.py [TASK…] [--ways SHARE…] [--seeds 0 1 2]`: kept in nbs/measured/every_task.json. *seconds*
+are those of one processor, the frozen blocks' own pass and both evaluations included. Scenes and patches have scripts of
 their own.
 """
 from functools import partial

@@ -319,7 +319,7 @@ def runnable(notebook):
 
 
 def short_search(folder):
-    "Lessons are found by every word, reference, rooms and solutions by their headings; and once more for a page on disk"
+    "Lessons are found by every word, reference, rooms and solutions by headings; once more for a page on disk"
     index = json.loads((folder/"search.json").read_text(encoding="utf-8"))
     for entry in index:
         if "/" in entry["href"]: entry["text"] = ""
