@@ -1,8 +1,8 @@
-"""How much should be frozen? Every embedded task, at three freeze depths, over labelled subsets.
+"""How much should be frozen? The embedded tasks of classes and tags, at three freeze depths, over labelled subsets.
 
 `python tools/every_task.py [TASK…] [--ways SHARE…] [--seeds 0 1 2]`: kept in nbs/measured/every_task.json. *seconds*
-are those of one processor, the frozen blocks' own pass and both evaluations included. Scenes and patches have scripts of
-their own.
+are those of one processor; the pass over the frozen blocks and both evaluations are included. Scenes and patches have
+scripts of their own.
 """
 from functools import partial
 
@@ -11,14 +11,9 @@ from finetune_nb.freezing import blocks
 from variants import compare
 
 
-def images(build, name, size=None):
-    "How a model of `task` is made"
-    def make(task, seed): return build(name, task, seed=seed, **({} if size is None else dict(image_size=size)))
-    return make
-
-
-def texts(build):
-    def make(task, seed): return build("minilm", task, seed=seed)
+def made_by(build, name, **options):
+    "How a model of a task is made"
+    def make(task, seed): return build(name, task, seed=seed, **options)
     return make
 
 
@@ -28,14 +23,14 @@ def of_classes(make):
     return build
 
 
-classifier = of_classes(vision.classifier)
+of_images, of_texts = of_classes(vision.classifier), of_classes(text.classifier)
 VARIANTS = { # how the task is drawn, and its model
-    "digits": (data.digits, images(classifier, "resnet18-fractal")),
-    "topics": (data.topics, texts(of_classes(text.classifier))),
-    "citations": (data.citations, texts(text.tagger)),
-    "photographs": (data.photographs, images(classifier, "efficientnet-lite0", 96)),
-    "photographs, fractal backbone": (data.photographs, images(classifier, "resnet18-fractal", 96)),
-    "digits, photographic backbone": (data.digits, images(classifier, "efficientnet-lite0", 64)),
+    "digits": (data.digits, made_by(of_images, "resnet18-fractal")),
+    "topics": (data.topics, made_by(of_texts, "minilm")),
+    "citations": (data.citations, made_by(text.tagger, "minilm")),
+    "photographs": (data.photographs, made_by(of_images, "efficientnet-lite0", image_size=96)),
+    "photographs, fractal backbone": (data.photographs, made_by(of_images, "resnet18-fractal", image_size=96)),
+    "digits, photographic backbone": (data.digits, made_by(of_images, "efficientnet-lite0", image_size=64)),
 }
 SHARES = {"everything learns": 0, "half is frozen": 1 / 2, "the head alone learns": 1}
 
