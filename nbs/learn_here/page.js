@@ -112,8 +112,7 @@ async function ready(name) {
     for (let i = 0; i < rows; i++) states[i * features + f] = rounded[f * rows + i] * scale;
   const labels = Uint8Array.from(data.labels), first = new Float32Array((await inflated(data.first)).buffer);
   const pictures = data.pictures && await inflated(data.pictures);
-  const texts = data.texts && JSON.parse(new TextDecoder().decode(await inflated(data.texts)));
-  return loaded[name] = {...data, states, labels, first, pictures, texts};
+  return loaded[name] = {...data, states, labels, first, pictures};
 }
 
 // ---- The curves
@@ -185,18 +184,27 @@ function paint(canvas, pictures, i, whiteOnBlack = false) { // 28 × 28 pixels o
   context.putImageData(image, 0, 0);
 }
 
-function wrong(data, answers, first) { // the first ten
-  const found = answers.map((answer, i) => [i, answer]).filter(([i, answer]) => answer != data.labels[first + i]);
-  const shown = found.slice(0, data.pictures ? 12 : 6).map(([i, answer]) => {
-    const [is, said] = [data.labels[first + i], answer].map(c => escaped(data.classes[c]));
-    if (data.texts) return `<li>“${escaped(data.texts[i])}”: ${is} → <b>${said}</b></li>`;
-    return `<li><canvas width="28" height="28" data-i="${i}" role="img" aria-label="a handwritten ${is}"></canvas>` +
-      `<span>${is} → <b>${said}</b></span></li>`;
-  });
-  const said = `${shown.length} of the ${found.length} that it gets wrong, what it is → <b>what the head answers</b>:`;
-  find(".wrong").innerHTML = found.length ?
-    `<p>${said}</p><ul class="${data.texts ? "texts" : "pictures"}">${shown.join("")}</ul>` : "<p>None is wrong.</p>";
-  for (const canvas of root.querySelectorAll(".wrong canvas")) paint(canvas, data.pictures, canvas.dataset.i);
+function wrong(data, answers, first) { // the first twelve; what has no picture is counted
+  const every = answers.map((answer, i) => [i, data.labels[first + i], answer]);
+  const found = every.filter(([, is, answer]) => is != answer);
+  const called = (is, answer) => `${escaped(data.classes[is])} → <b>${escaped(data.classes[answer])}</b>`;
+  const listed = (said, kind, shown) => `<p>${said}</p><ul class="${kind}">${shown.join("")}</ul>`;
+  const box = find(".wrong");
+  if (!found.length) box.innerHTML = "<p>None is wrong.</p>";
+  else if (data.pictures) {
+    const shown = found.slice(0, 12).map(([i, is, answer]) => `<li><canvas width="28" height="28" data-i="${i}" ` +
+      `role="img" aria-label="a handwritten ${escaped(data.classes[is])}"></canvas>` +
+      `<span>${called(is, answer)}</span></li>`);
+    box.innerHTML = listed(`${shown.length} of the ${found.length} that it gets wrong, what it is → ` +
+      "<b>what the head answers</b>:", "pictures", shown);
+    for (const canvas of box.querySelectorAll("canvas")) paint(canvas, data.pictures, canvas.dataset.i);
+  } else {
+    const counts = {};
+    for (const [, is, answer] of found) counts[called(is, answer)] = (counts[called(is, answer)] ?? 0) + 1;
+    const often = Object.entries(counts).sort(([, a], [, b]) => b - a).slice(0, 8);
+    box.innerHTML = listed(`The most frequent of ${found.length} errors, what it is → <b>what the head answers</b>:`,
+      "texts", often.map(([pair, count]) => `<li>${pair}, ${count} times</li>`));
+  }
 }
 
 function answered(run) {
