@@ -58,13 +58,16 @@ def problems(page, wrong, base, names, widths=(1280,)):
         if seen["broken"]: wrong.append(f"{name}: {seen['broken']} pictures that do not show")
         if min(seen["formulas"], default=1) <= 0: wrong.append(f"{name}: a formula that does not show")
         if seen["raw"]: wrong.append(f"{name}: mathematics in raw form: {seen['raw'][0]}")
+    @functools.cache # each page's sidebar leads to all
+    def is_missing(target): return page.request.get(target).status >= 400
+
     for name, seen in found.items():
         for link in set(seen["links"]):
             target, part = urldefrag(link)
             if not target.startswith(base): continue
             if target.endswith("/"): target += "index.html"
             if target in found: missing = part and unquote(part) not in found[target]["ids"]
-            else: missing = page.request.get(target).status >= 400
+            else: missing = is_missing(target)
             if missing: wrong.append(f"{name}: broken link {link.removeprefix(base)}")
     return wrong
 
