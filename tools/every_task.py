@@ -29,8 +29,6 @@ VARIANTS = { # how the task is drawn, and its model
     "topics": (data.topics, made_by(of_texts, "minilm")),
     "citations": (data.citations, made_by(text.tagger, "minilm")),
     "photographs": (data.photographs, made_by(of_images, "efficientnet-lite0", image_size=96)),
-    "photographs, fractal backbone": (data.photographs, made_by(of_images, "resnet18-fractal", image_size=96)),
-    "digits, photographic backbone": (data.digits, made_by(of_images, "efficientnet-lite0", image_size=64)),
 }
 SHARES = {"everything learns": 0, "half is frozen": 1 / 2, "the head alone learns": 1}
 
