@@ -4,6 +4,7 @@ SITE=folder tests one that is built already, as Quarto's is before it is publish
 """
 import functools
 import html
+import io
 import posixpath
 import re
 from urllib.parse import unquote, urldefrag
@@ -248,6 +249,19 @@ def test_a_button_makes_it_dark_and_it_stays_so(visitor, base):
     assert paper() == dark != light and not wrong
     page.get_by_title("Light or dark").click()
     assert paper() == light
+
+
+def test_charts_are_dark_in_the_dark_and_pictures_keep_their_colours(visitor, base):
+    from PIL import Image
+    page, _ = visitor(scheme="dark")
+    page.goto(base + "what_a_resnet_computes.html")
+    chart, picture = (page.locator(f'main img[alt^="{kind}:"]').first for kind in ("Chart", "Picture"))
+    shown = Image.open(io.BytesIO(chart.screenshot())).convert("L")
+    darkest, brightest = shown.getextrema()
+    assert shown.getpixel((20, 20)) < 60 and darkest < 60 and brightest > 180
+    assert picture.evaluate("image => getComputedStyle(image).filter") == "none"
+    page.emulate_media(color_scheme="light")
+    assert chart.evaluate("image => getComputedStyle(image).filter") == "none"
 
 
 def test_imports_and_checks_are_folded(site):

@@ -6,8 +6,10 @@ builder sees it, so no page has to fetch a script to draw it. `settings.ini` nam
 takes besides its own.
 """
 import ast
+import base64
 import functools
 import html
+import io
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from execnb.nbio import mk_cell, read_nb
 from latex2mathml.converter import convert
 from nbdev.doclinks import _nbpath2html
 from nbdev.process import Processor
+from PIL import Image
 
 tools = Path(__file__).resolve().parent
 root = tools.parent
@@ -37,6 +40,7 @@ settings.read(root/"settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 repository = settings["git_url"]
 most_lines = 30 # of a listing that is shown at once
+most_colours = 4000 # of a chart
 
 
 # What nbdev does to every notebook, besides its own
@@ -79,6 +83,13 @@ def titles(code):
     return [text for node in given if (text := words(node).strip("… "))]
 
 
+def is_chart(png):
+    "Is the picture (base64) lines and letters on white, so that a dark page may show it inverted?"
+    drawn = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    colours = drawn.getcolors(most_colours) or [] # a photograph has more
+    return 2 * sum(count for count, colour in colours if colour == (255, 255, 255)) > drawn.width * drawn.height
+
+
 class figures(Processor):
     "For who cannot see it, a figure is described by its title, or by the heading that it stands under"
     heading = ""
@@ -86,9 +97,12 @@ class figures(Processor):
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^#+ (.+)$", cell.source, re.M): self.heading = re.sub(r"[*_`]", "", heading)
             return
-        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
-        if not drawn or "fig-alt:" in cell.source: return
-        said = "Figure: " + ("; ".join(titles(cell.source)) or self.heading)
+        drawn = [png for output in cell.get("outputs", []) if (png := output.get("data", {}).get("image/png"))]
+        if not drawn: return
+        given = re.search(r"^#\| fig-alt: (.+)\n", cell.source, re.M)
+        said = given[1] if given else "; ".join(titles(cell.source)) or self.heading
+        said = f"{'Chart' if all(map(is_chart, drawn)) else 'Picture'}: {said}" # nbs/styles.css asks which
+        if given: cell.source = cell.source.replace(given[0], "")
         cell.source = f"#| fig-alt: {json.dumps(said, ensure_ascii=False)}\n{cell.source}"
 
 
