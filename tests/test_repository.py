@@ -2,6 +2,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from configparser import ConfigParser
 import nbformat
 import pytest
@@ -51,6 +52,27 @@ def solved_in(path):
     return re.findall(r"^## (\d+)", prose(nbformat.read(path, 4)), flags=re.M) if path.exists() else []
 
 
+def answers_of(words):
+    "To each exercise under a lesson's `words`, the answers to click on: `[(what one may have found, what is said)]`"
+    exercises = re.split(r"^\d+\. ", words.partition("\n## Exercises\n")[2], flags=re.M)[1:]
+    answer = re.compile(r"^   <details><summary>(.+)</summary>(.+)</details>$", re.M)
+    return [answer.findall(exercise) for exercise in exercises]
+
+
+def answer_problems(answers):
+    "What the answers to one exercise lack, one sentence each"
+    found = []
+    if len(answers) < 2: found.append(f"{len(answers)} answers to click on")
+    verdicts = [said.partition(": ")[0] for _, said in answers]
+    if answers and (verdicts.count("Right"), verdicts.count("Wrong")) != (1, len(answers) - 1):
+        found.append(f"they begin with {', '.join(verdicts)}: one is Right, each other one Wrong")
+    for shown, said in answers:
+        shown = re.sub(r"<[^>]*>", "", shown)
+        if len(shown) > 90: found.append(f"{shown!r} has {len(shown)} characters, and 90 are the most")
+        if len(said.partition(": ")[2].split()) < 5: found.append(f"{shown!r} has no reason")
+    return found
+
+
 def form_problems(name, next_name):
     "What a lesson of the book lacks, one sentence each"
     page, file, found = nbformat.read(root/name, 4), root/name, []
@@ -95,6 +117,39 @@ book = list(zip(order, order[1:]))[:order.index("20_command_line.ipynb")] # thos
 def test_a_lesson_has_all_its_parts(name, next_name):
     found = form_problems(f"nbs/{name}", next_name)
     assert not found, f"nbs/{name}: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in book])
+def test_an_exercise_has_answers_to_click_on(name):
+    answers = answers_of(prose(nbformat.read(root/"nbs"/name, 4)))
+    found = [f"exercise {i}: {'; '.join(own)}" for i, own in enumerate(map(answer_problems, answers), 1) if own]
+    assert answers and not found, f"nbs/{name}: {'; '.join(found)}"
+
+
+def places(all_answers):
+    "Where the right one stands, how often each place"
+    return Counter(next((i for i, (_, said) in enumerate(own) if said.startswith("Right: ")), None)
+                   for own in all_answers)
+
+
+def test_the_right_answer_has_no_place_of_its_own():
+    found = places(own for name, _ in book for own in answers_of(prose(nbformat.read(root/"nbs"/name, 4))) if own)
+    assert len(found) > 2 and max(found.values()) < .6 * found.total(), found
+
+
+@pytest.mark.parametrize("said, reason", [
+    (["Right: it has a reason of words", "Wrong: it has a reason of words"], ""),
+    (["Right: it has a reason of words"], "1 answers"), ([], "0 answers"),
+    (["Right: it has a reason of words"] * 2, "begin with Right, Right"),
+    (["Wrong: it has a reason of words"] * 2, "begin with Wrong, Wrong"),
+    (["Right: it has a reason of words", "Maybe: it has a reason of words"], "begin with Right, Maybe"),
+    (["Right: it has a reason of words", "Wrong: no."], "no reason")])
+def test_answers_that_do_not_say_why_are_noticed(said, reason):
+    lines = "".join(f"   <details><summary>It is so.</summary>{own}</details>\n" for own in said)
+    answers, = answers_of(f"\n## Exercises\n\n1. Is it so?\n{lines}\n[Solutions](a)")
+    found = "; ".join(answer_problems(answers))
+    assert found == "" if not reason else reason in found
+    assert places([answers])[0] == (1 if said and said[0].startswith("Right") else 0)
 
 
 def test_a_page_without_these_parts_is_noticed():

@@ -46,6 +46,9 @@ what_is_there = """() => ({
 })"""
 
 
+unfold = "document.querySelectorAll('main li > details').forEach(answer => { answer.open = true })"
+
+
 def problems(page, wrong, base, names, widths=(1280,)):
     "All that is wrong with the pages called `names` of the site at `base`, in windows of these widths"
     found = {}
@@ -222,12 +225,31 @@ def test_the_reference_tells_what_the_docments_say(visitor, base):
 def test_no_serious_accessibility_fault(visitor, base, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
     found, (page, _) = [], visitor(width, scheme)
-    for name in representative:
+    for name in [*representative, "sharing.html"]: # which has answers to choose
         page.goto(base + name)
+        page.evaluate(unfold)
         faults = Axe().run(page).response["violations"]
         faults = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
         found += [f"{name}: {fault['help']}: {fault['nodes'][0]['html'][:200]}" for fault in faults]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_answers_to_choose_unfold_and_fit(visitor, base, width):
+    page, wrong = visitor(width)
+    page.goto(base + "sharing.html")
+    exercises = page.locator("main ol > li", has=page.locator("details"))
+    assert exercises.count() == page.locator("main ol:has(details) > li").count() >= 3, "one list, of 1, 2, 3"
+    first = exercises.first.locator("details").first
+    said = first.evaluate("answer => answer.innerText")
+    first.locator("summary").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert re.match("(Right|Wrong): ", first.inner_text().removeprefix(said).strip())
+    page.evaluate(unfold)
+    assert page.evaluate(beyond) <= 0 and not wrong
 
 
 def test_dark_is_dark(visitor, base):
@@ -316,6 +338,7 @@ dot, bracket = '<span class="op">.</span>', '<span class="op">(</span>'
     (f"<main>data{dot}digits{bracket}</main>", f"<main>{digits}data{dot}digits</a>{bracket}</main>"),
     ("<main>model.freeze( unfreeze( <h2><code>freeze</code></h2><a><code>freeze</code></a></main>", None),
     ('<main><span class="kw">def</span> freeze(</main>', None),
+    ("<main><summary><code>freeze</code></summary></main>", None),
     ("<nav><code>freeze</code></nav><main></main>", None)])
 def test_a_name_is_linked_once_and_only_where_it_is_used(page, expected):
     assert pages_py().link_names(page, {"freeze": "r#freeze", "data.digits": "d#digits"}) == (expected or page)
@@ -331,6 +354,7 @@ term = '<a class="term" href="glossary.html#frozen-prefix" title="What is &lt; t
      f"<main><ul><li><em>{term}frozen prefix</a></em></li></ul></main>"),
     ("<main><p><code>frozen prefix</code> <a>frozen prefix</a> unfrozen prefix, frozen prefix-es</p></main>", None),
     ("<main><h2>frozen prefix</h2><pre>frozen prefix</pre><p class='run-line'>frozen prefix</p></main>", None),
+    ("<main><li><details><summary>frozen prefix</summary></details></li></main>", None),
     ("<nav><p>frozen prefix</p></nav><main></main>", None)])
 def test_a_term_is_linked_once_and_only_in_prose(page, expected):
     assert pages_py().link_terms(page, {"frozen prefix": "What is < the cut"}) == (expected or page)

@@ -265,6 +265,7 @@ def names_in(notebook):
 marked = "st|co|ss|sc|im|fu|va|vs|er|dv|fl|do"
 left_alone = "|".join([
     r"<h\d[\s\S]*?</h\d>",
+    r"<summary\b[\s\S]*?</summary>", # a click unfolds it
     r"<a\b[\s\S]*?</a>",
     rf'<span class="(?:{marked})">[\s\S]*?</span>',
     r'<span class="kw">(?:def|class)</span>\s*\w+',
@@ -297,7 +298,7 @@ def glossary():
 
 
 # What stays as it is in a paragraph, and what else a tag says
-no_prose = r"<(?P<tag>a|code|math|pre|script)\b[\s\S]*?</(?P=tag)>|<[^>]*>"
+no_prose = r"<(?P<tag>a|code|math|pre|script|summary)\b[\s\S]*?</(?P=tag)>|<[^>]*>"
 
 
 def link_terms(page, terms, up=""):
