@@ -286,6 +286,19 @@ def test_charts_are_dark_in_the_dark_and_pictures_keep_their_colours(visitor, ba
     assert chart.evaluate("image => getComputedStyle(image).filter") == "none"
 
 
+rows_and_lines = """() => [...document.querySelectorAll("pre.sourceCode")].filter(pre => !pre.closest("details:not([open])"))
+  .map(pre => [pre.querySelector("code").getBoundingClientRect().height / parseFloat(getComputedStyle(pre).lineHeight),
+               pre.textContent.trimEnd().split("\\n").length])"""
+
+
+def test_on_a_wide_screen_no_line_of_code_wraps(visitor, base):
+    page, _ = visitor(1600)
+    page.goto(base + "freeze_depth.html")
+    listings = page.evaluate(rows_and_lines)
+    assert len(listings) > 20 and sum(lines for _, lines in listings) > 300
+    assert all(rows < lines + .5 for rows, lines in listings), listings
+
+
 def test_imports_and_checks_are_folded(site):
     "A reader sees the idea first; what is folded says what it is"
     for page in ("frozen_layers.html", "bert.html", "named_entities.html"):
