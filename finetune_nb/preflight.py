@@ -141,7 +141,8 @@ def _check_balance(trained:Counter, where:str, notes:Notes):
         notes.stop("one class", where + few, "it is the only class, expected at least two, "
                    "or there is nothing to tell apart")
     if trained[many] > 20 * trained[few]:
-        notes.note("unequal classes", where + few, f"{trained[few]} training examples, and {trained[many]} of {many}: "
+        examples = f"{trained[few]} training example{'s' * (trained[few] != 1)}"
+        notes.note("unequal classes", where + few, f"{examples}, and {trained[many]} of {many}: "
                    f"whoever always says {many} is right {trained[many] / sum(trained.values()):.0%} of the time, "
                    "so look at macro F1")
 

@@ -561,7 +561,7 @@ def test_what_a_kind_of_input_knows(tmp_path):
 # Texts
 
 @pytest.mark.parametrize("row, what, reason", [
-    ("only one", "row with too few fields", "1 fields, the header has 2"),
+    ("only one", "row with too few fields", "1 field, the header has 2"),
     ("one,two,three", "row with too many fields", "3 fields, the header has 2"),
     (" ,good", "empty text", "there is nothing to read"), ("a text,", "missing label", "nobody says which class"),
     ("not writ\0\0,good", "NUL characters", "the text holds bytes of value 0")])

@@ -100,10 +100,11 @@ def of_csv(text:str, # all that the file says
     header = rows[0].cells if rows else []
     table = Table([cell.strip() for cell in header], [], [])
     for row in rows[1:]:
-        place, much = f"{name}, line {row.first}", "few" if len(row.cells) < len(header) else "many"
+        place, cells = f"{name}, line {row.first}", len(row.cells)
+        much, fields = "few" if cells < len(header) else "many", f"{cells} field{'s' * (cells != 1)}"
         if row.fault: notes.skip("row that cannot be read", place, row.fault)
-        elif len(row.cells) == len(header): table.add(row.cells, place)
-        else: notes.skip(f"row with too {much} fields", place, f"{len(row.cells)} fields, the header has {len(header)}")
+        elif cells == len(header): table.add(row.cells, place)
+        else: notes.skip(f"row with too {much} fields", place, f"{fields}, the header has {len(header)}")
     return table
 
 # %% ../../nbs/engine/12_tables.ipynb #c13c1041
