@@ -226,7 +226,7 @@ class Pass(Results):
         self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         self.layout = Layout.plain(len(inputs)) if encoded is None else Layout.of(self.model, encoded)
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self.batches = self._batches()
         self.sources = list({source.place: source for cut in cuts for source in cut.sources}.values())
 

@@ -98,8 +98,8 @@ class Weighs(Prefix):
     def _tell_need(self, count:int, free:int):
         states = [part.states for part in (self.train, self.validation) if part.states is not None]
         beside = f"; beside it, {readable_size(sum(own.bytes for own in states))} of states" if states else ""
-        tqdm.write(f"a step needs about {readable_size(self.need.total)} of memory: {self.need} {count} examples{beside}",
-                   file=sys.stderr)
+        total = readable_size(self.need.total)
+        tqdm.write(f"a step needs about {total} of memory: {self.need} {count} examples{beside}", file=sys.stderr)
         if self.need.more > free:
             tqdm.write(f"Warning: {readable_size(free)} of memory is free, and a step adds about "
                        f"{readable_size(self.need.more)}: take a smaller batch_size (accumulate makes up for it), "
