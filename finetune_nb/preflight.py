@@ -211,12 +211,11 @@ def check(path:str|Path, # images or .txt files in folders by class, a table of 
     "Read everything once, change nothing, and say what is wrong."
     if not 0 <= most_bad <= 1:
         raise ValueError(f"most_bad must be between 0 and 1, a share of the examples, got {most_bad}.")
-    named = place("path", path) # refuses what no file can be called
-    source = str(named) if str(path).startswith("~") else str(path) # the name of a dataset stays what it is
+    place("path", path) # refuses what no file can be called
     if kind is not None: kind_of(kind)
     labels = [label_column] if isinstance(label_column, str) else list(() if label_column is None else label_column)
     written, notes = Written(encoding, delimiter, quoting), Notes()
-    request = Request(source, text_column, labels, objective, written, thorough, progress)
+    request = Request(str(path), text_column, labels, objective, written, thorough, progress)
     with links(follow_links): found = _read(request, kind, notes)
     groups, examples = _judge(found, notes), found.examples
     findings = notes.findings()

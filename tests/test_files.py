@@ -336,7 +336,7 @@ def test_the_commands_take_little_more_memory_than_the_texts(tmp_path, quiet):
     *_, before, check, predict = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith('["')]
     for what, seconds, most in check, predict: # what has been freed is taken again, so the second may need no more
         more = (most - before[2]) / rows_of_a_large_table
-        print(f"{what}: {rows_of_a_large_table:,} rows, {seconds:.0f} s, at most {most >> 20} MiB, {more:.0f} bytes a row")
+        print(f"{what}: {rows_of_a_large_table:,} rows, {seconds:.0f} s, {most >> 20} MiB, {more:.0f} bytes more a row")
         assert more < 1_500
 
 
@@ -359,7 +359,8 @@ def test_the_home_folder_may_be_written_in_short(tmp_path, monkeypatch):
     write(some(), tmp_path/"moods.csv")
     report = preflight.check("~/pets")
     assert report.read == 60 and report.source == str(tmp_path/"pets")
-    assert data.image_folder("~/pets").name == "pets" and data.text_table("~/moods.csv", most_bad=0.1).name == "moods.csv"
+    assert data.image_folder("~/pets").name == "pets"
+    assert data.text_table("~/moods.csv", most_bad=0.1).name == "moods.csv"
     assert data.open_image("~/pets/cat/0.jpg").size == (96, 72)
     for given in "~/moods.csv", tmp_path/"moods.csv":
         assert len(preflight.inputs_in(pathlib.Path(given), "text")) == 42

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['name_of', 'row_of', 'table_of', 'readable', 'encoded_or_not', 'answered', 'answers_to', 'full_size', 'good',
-           'Answering']
+           'Answering', 'rows_of']
 
 # %% ../../nbs/engine/42b_answering.ipynb #d03c88e5
 from collections.abc import Iterable, Iterator
@@ -130,18 +130,6 @@ class Answering:
         inputs = [readable(kind, given) for given in many("inputs", inputs)]
         return answers_to(self.model, inputs, batch_size, None if windows is None else whole("windows", windows, 32))
 
-    def rows(self, inputs, # as `predict` takes them, a list
-             top:int, least:float, # as of `row_of`
-             batch_size:int=64, # inputs that are prepared at a time
-             windows:int|None=None, # of masks, as above
-            )->Iterator[dict]: # of `row_of`
-        "Row by row, so that of millions of texts no answer is kept."
-        some = max(1, 4096 // whole("batch_size", batch_size, 1)) * batch_size
-        for start in range(0, len(inputs), some):
-            part = inputs[start:start + some]
-            for given, answer in zip(part, self.answers(part, batch_size, windows)):
-                yield row_of(given, answer, self.model.objective, top, least)
-
     def masks(self, inputs, # images
               batch_size:int=64, # inputs that are prepared at a time
               windows:int|None=None, # pixels of an image, the side of what is read at once; None: all of it
@@ -178,3 +166,16 @@ class Answering:
         if not self.classes: return f"Predictor for {self.model.inputs}s: {self.model.objective.kind.replace('_', ' ')}"
         names = ", ".join(self.classes[:6]) + " …" * (len(self.classes) > 6)
         return f"Predictor of {len(self.classes)} classes for {self.model.inputs}s: {names}"
+
+# %% ../../nbs/engine/42b_answering.ipynb #b91d37e4
+def rows_of(predictor:Answering, inputs, # as `predict` takes them, a list
+            top:int, least:float, # as of `row_of`
+            batch_size:int=64, # inputs that are prepared at a time
+            windows:int|None=None, # of masks, as of `answers`
+           )->Iterator[dict]: # of `row_of`
+    "Row by row, so that of millions of texts no answer is kept."
+    some = max(1, 4096 // whole("batch_size", batch_size, 1)) * batch_size
+    for start in range(0, len(inputs), some):
+        part = inputs[start:start + some]
+        for given, answer in zip(part, predictor.answers(part, batch_size, windows)):
+            yield row_of(given, answer, predictor.model.objective, top, least)

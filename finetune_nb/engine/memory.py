@@ -33,6 +33,7 @@ class Need:
         parts = map(readable_size, (self.weights, self.learning, self.kept))
         return "{} of weights, {} of gradients and their averages, {} to go back through".format(*parts)
 
+# %% ../../nbs/engine/22c_memory.ipynb #84d1e6b3
 @contextmanager
 def kept_for_backward(weights:Iterable[torch.Tensor] # that are in memory anyway, and do not count
                      )->Iterator[dict[int, int]]: # bytes, by address; filled as it goes

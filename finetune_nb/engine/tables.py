@@ -190,6 +190,7 @@ def bytes_of(file:Path # any
     if not stat.S_ISREG(file.stat().st_mode): raise OSError(None, _NO_FILE)
     return file.read_bytes()
 
+# %% ../../nbs/engine/12_tables.ipynb #3f7c1a90
 MOST_UNPACKED = 1_000_000_000 # bytes; a few millions may hold a thousand times as many
 
 def _unpacked(data:bytes, name:str) -> bytes:
