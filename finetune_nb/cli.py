@@ -247,11 +247,18 @@ def _inputs(kind, files:list[str], table:TextTable, follow_links:bool=False) -> 
         except (OSError, ValueError) as error: return [Unreadable(file, str(error))]
     return [given for file in files or ["-"] for given in found(file)]
 
-def _as_csv(answers) -> str: # of a table
-    "Lists are joined."
+def _print_rows(answers, as_json:bool): # a table
+    "Some rows after the others; in CSV, lists are joined."
     def cell(value): return "; ".join(map(str, value)) if isinstance(value, list) else value
-    return answers.apply(lambda column: column.map(cell)).to_csv(index=False, lineterminator="\n")
+    for start in range(0, max(1, len(answers)), 10_000):
+        some = answers[start:start + 10_000]
+        if as_json: said = "".join(f"{in_json(row)}\n" for row in some.to_dict("records"))
+        else:
+            some = some.apply(lambda column: column.map(cell))
+            said = some.to_csv(index=False, header=not start, lineterminator="\n")
+        print(said, end="")
 
+# %% ../nbs/20_command_line.ipynb #6e0b2d94
 def _require_all(inputs, reasons): # why each cannot be read; no text where it can
     "Name what could not be read, and end with exit code 1."
     pairs = zip(map(str.strip, map(str, inputs)), reasons)
@@ -293,7 +300,7 @@ def predict(model:argument(Path, "A folder that `--out` has written."),
     inputs = _inputs(kind_of(saved.model.inputs), files or [], table, own.follow_links)
     if as_conll: return _print_conll(saved, inputs, batch_size)
     answers = saved.predict(inputs, top, batch_size, windows, masks, boxes, abstain)
-    print("".join(f"{in_json(row)}\n" for row in answers.to_dict("records")) if as_json else _as_csv(answers), end="")
+    _print_rows(answers, as_json)
     _require_all(answers.input, answers.get("error", []))
 
 # %% ../nbs/20_command_line.ipynb #47ad9ae3
@@ -314,9 +321,7 @@ def next_to_label(model:argument(Path, "A folder that `--out` has written."),
     good = [given for given, why in zip(inputs, reasons) if why is None]
     if not good: return _require_all(inputs, reasons)
     chosen = unlabelled.next_to_label(saved.model, good, count, by, progress=False)
-    answers = saved.predict([good[i] for i in chosen])
-    rows = [f"{in_json(row)}\n" for row in answers.to_dict("records")]
-    print("".join(rows) if as_json else _as_csv(answers), end="")
+    _print_rows(saved.predict([good[i] for i in chosen]), as_json)
     _require_all(inputs, reasons)
 
 # %% ../nbs/20_command_line.ipynb #7d1e0c51

@@ -77,12 +77,12 @@ def resolve_copies(examples:Sequence[Example], # with their keys
                    notes:Notes, # what is left out, and why, is added
                   )->list[Example]: # in their order
     "Copies in one part, and with one target."
-    same, kept = defaultdict(list), set()
-    for example in examples: same[example.key].append(example)
+    counts, same, kept = Counter(example.key for example in examples), defaultdict(list), set()
+    for example in (example for example in examples if counts[example.key] > 1): same[example.key].append(example)
     for members in same.values():
         if not kind.agree([example.target for example in members]): _note_disagreement(members, kind, notes)
-        else: kept.update(map(id, _kept(members, notes) if len(members) > 1 else members))
-    return [example for example in examples if id(example) in kept]
+        else: kept.update(map(id, _kept(members, notes)))
+    return [example for example in examples if counts[example.key] == 1 or id(example) in kept]
 
 # %% ../nbs/01c_preflight.ipynb #c4e8f7a2
 def _fate(a:Example, b:Example, apart:bool) -> str:
@@ -101,7 +101,7 @@ def group_copies(examples:Sequence[Example], # with their keys
     if not all(0 <= i < len(examples) == len(strata) for pair in near for i in pair):
         raise ValueError(f"near must hold positions of {len(examples)} examples, each with its stratum, got {near!r}.")
     first, pairs = {}, []
-    exact = [(first.setdefault(example.key, i), i) for i, example in enumerate(examples)]
+    exact = [(j, i) for i, example in enumerate(examples) if (j := first.setdefault(example.key, i)) != i]
     for i, j in near:
         a, b = examples[i], examples[j]
         if a.key == b.key: continue
@@ -237,6 +237,6 @@ def inputs_in(path:Path, # a file or a folder
               follow_links:bool=False, # also those that lead out of the folder
              )->list: # paths of images, or texts; an `Unreadable` for what cannot be read
     "What there is to predict, without labels."
-    written = Written(encoding, delimiter, quoting)
+    written, path = Written(encoding, delimiter, quoting), place("path", path)
     if not path.exists(): raise FileNotFoundError(f"There is no file and no folder {str(path)!r}.")
     with links(follow_links): return kind_of(kind).inputs_in(path, text_column, written)

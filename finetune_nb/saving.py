@@ -23,7 +23,7 @@ from torch import nn
 import finetune_nb
 from .adapters import adapted, merged, save_adapter
 from .data import Task
-from .engine.answering import Answering, row_of
+from .engine.answering import Answering, row_of, rows_of, table_of
 from .engine.arguments import expect, library, many, network, number, place, whole
 from .engine.cards import card_of, result_of
 from .engine.continued import add_rows, renumbered
@@ -118,10 +118,11 @@ class Predictor(Answering):
             self.require(hasattr(objective, "temperature"), "Abstaining is for models of one class")
         files = {what: where for what, where in dict(masks=masks, boxes=boxes).items() if where is not None}
         for what in files: self.require_written(what)
+        if not one and not files: return table_of(rows_of(self, inputs, top, abstain, batch_size, windows))
         answers = self.answers(inputs, batch_size, windows)
         for what, where in files.items(): self.write(what, where, inputs, answers)
         if one and isinstance(answers[0], Unreadable): raise OSError(answers[0].reason)
-        return pd.DataFrame([row_of(given, answer, objective, top, abstain) for given, answer in zip(inputs, answers)])
+        return table_of(row_of(given, answer, objective, top, abstain) for given, answer in zip(inputs, answers))
 
 # %% ../nbs/10_your_own_data.ipynb #565ed461
 def _read_about(folder:Path) -> dict:

@@ -1,9 +1,10 @@
 """Files as people keep them: links, telephones' photographs, large images, workbooks, compressed tables, many files."""
-import gc, gzip, itertools, json, os, sys
+import gc, gzip, itertools, json, os, pathlib, subprocess, sys
 import pandas as pd, psutil, pytest
 from PIL import Image
 from finetune_nb import data, freeze, preflight, training, vision
 from finetune_nb.engine import findings, inputs, pictures, readers, tables
+from conftest import tiny_bert
 from test_preflight import checked, found, pets, picture
 
 no_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -293,3 +294,82 @@ def test_a_table_of_many_short_texts_takes_memory_by_its_rows(tmp_path, memory):
     task = data.text_table(tmp_path/"moods.csv")
     assert (len(task.train), len(task.validation), len(task.test)) == (60_000, 20_000, 20_000)
     assert memory() < 1_200 * count
+
+
+rows_of_a_large_table = int(os.environ.get("ROWS", 20_000)) # two million, if somebody says so: it takes many minutes
+
+look_twice = """
+import json, sys, time
+from finetune_nb import cli, data, evaluate, fit, freeze, saving, text
+
+def run(*words):
+    sys.argv = ["finetune-nb", *words]
+    started = time.perf_counter()
+    try: cli.main()
+    except SystemExit as end: assert not end.code, end.code
+    return time.perf_counter() - started
+
+def peak(): # of this process alone, and not of the one that has started it
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+task, model = data.text_table("few.csv"), text.classifier("bert", 2)
+freeze(model, 3)
+saving.save("moods", model, task, fit(model, task, epochs=1, progress=False), evaluate(model, task.test))
+for file in "few.csv", "many.csv":
+    for words in ["check", "--backbone", "bert"], ["predict", "moods"]:
+        print(json.dumps([words[0], run(*words, file), peak()]), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux tells what a process has taken at most")
+def test_the_commands_take_little_more_memory_than_the_texts(tmp_path, quiet):
+    "A row of 33 letters: two objects and a few numbers of it are kept; its tokens, its answer and the file are not"
+    for name, count in ("few.csv", 1_000), ("many.csv", rows_of_a_large_table):
+        rows = (f"it is fine and well made {i},good\nit is poor and badly made {i},bad\n" for i in range(count // 2))
+        (tmp_path/name).write_text("text,label\n" + "".join(rows))
+    tiny_bert(tmp_path/"bert")
+    ran = subprocess.run([sys.executable, "-c", look_twice], cwd=tmp_path, env=quiet, capture_output=True, text=True,
+                         stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert f"Goes on with {rows_of_a_large_table} of" in ran.stdout
+    assert len(ran.stdout.split("input,class,probability\n")[-1].splitlines()) == rows_of_a_large_table
+    *_, before, check, predict = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith('["')]
+    for what, seconds, most in check, predict: # what has been freed is taken again, so the second may need no more
+        more = (most - before[2]) / rows_of_a_large_table
+        print(f"{what}: {rows_of_a_large_table:,} rows, {seconds:.0f} s, {most >> 20} MiB, {more:.0f} bytes more a row")
+        assert more < 1_500
+
+
+# What nobody means, and what everybody does
+
+def test_what_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    "A file of a few kilobytes may hold gigabytes of zeros"
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 10_000)
+    write(some(), tmp_path/"moods.csv.gz")
+    assert preflight.check(tmp_path/"moods.csv.gz").ok
+    for name in "large.csv.gz", "large.json.gz":
+        (tmp_path/name).write_bytes(gzip.compress(b"text,label\n" + b"0" * 10_000_000))
+        with pytest.raises(ValueError, match=f"{name} has .* bytes, and unpacks to more than 10,000: if it is meant"):
+            preflight.check(tmp_path/name)
+
+
+def test_the_home_folder_may_be_written_in_short(tmp_path, monkeypatch):
+    for name in "HOME", "USERPROFILE": monkeypatch.setenv(name, str(tmp_path))
+    pets(tmp_path/"pets")
+    write(some(), tmp_path/"moods.csv")
+    report = preflight.check("~/pets")
+    assert report.read == 60 and report.source == str(tmp_path/"pets")
+    assert data.image_folder("~/pets").name == "pets"
+    assert data.text_table("~/moods.csv", most_bad=0.1).name == "moods.csv"
+    assert data.open_image("~/pets/cat/0.jpg").size == (96, 72)
+    for given in "~/moods.csv", tmp_path/"moods.csv":
+        assert len(preflight.inputs_in(pathlib.Path(given), "text")) == 42
+    with pytest.raises(FileNotFoundError, match="no file and no folder '.*nobody"): preflight.check("~/nobody/here.csv")
+
+
+def test_a_piece_is_named_with_its_folder(tmp_path):
+    for part in "train", "validation", "test": write(some(), tmp_path/"moods"/part/"0.parquet")
+    empty = found(preflight.check(tmp_path/"moods", most_bad=1))["empty text"][1]
+    assert sorted(empty) == [f"{part}/0.parquet, row 42" for part in ("test", "train", "validation")]
+    write(some(), tmp_path/"flat"/"0.parquet")
+    assert list(found(preflight.check(tmp_path/"flat"))["empty text"][1]) == ["0.parquet, row 42"]

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from finetune_nb import cli, data, preflight, text
 from finetune_nb.engine.class_names import class_name
-from finetune_nb.engine.inputs import unknown_texts
+from finetune_nb.engine.inputs import little_known, unknown_texts
 from test_preflight import checked, found, moods, pets, picture
 
 
@@ -557,9 +557,9 @@ def test_texts_without_a_letter_and_empty_ones_count_too():
         unk_token_id, all_special_ids = 1, [0, 1]
         def convert_ids_to_tokens(token): return {5: "so", 6: "!"}[token]
     tokens = [[0, 1, 6, 6], [0, 0], [0, 5, 6], [0, 5, 1, 0]]
-    seen, = unknown_texts(["👍!!", "\u200b", "so!", "so 👍"], tokens, Tokenizer)
+    seen, = unknown_texts(little_known(["👍!!", "\u200b", "so!", "so 👍"], tokens, Tokenizer), 4)
     assert "of 3 of 4 texts, written in Latin letters, the tokenizer knows at most half, of 2" in seen.places[0][1]
-    seen, = unknown_texts(["👍"], [[1]], Tokenizer)
+    seen, = unknown_texts(little_known(["👍"], [[1]], Tokenizer), 1)
     assert "of 1 of 1 texts, without a letter" in seen.places[0][1]
     Tokenizer.unk_token_id = None # one of bytes knows everything
-    assert not unknown_texts(["👍"], [[7, 8]], Tokenizer)
+    assert not little_known(["👍"], [[7, 8]], Tokenizer)

@@ -1,5 +1,6 @@
 """The loop, whatever is asked: it learns, chooses by the first score or the user's own, and refuses in a sentence."""
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ from safetensors import safe_open
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from finetune_nb import blocks, evaluate, fit, freeze
 from finetune_nb.data import Examples, Task
+from finetune_nb.engine import run
 from finetune_nb.engine.batches import Batches, drawn_evenly
 from finetune_nb.engine.callbacks import Callback
 from finetune_nb.engine.labels import Classification, MultiLabel
@@ -345,16 +348,82 @@ def test_the_memory_of_a_step_is_told_and_right(depth, monkeypatch, capsys):
         learnt = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         held.append(sum(t.nbytes for t in tensors) + 3 * learnt + sum(kept.values())) # gradients, and two moments
         return loss
-    monkeypatch.setattr(Steps, "losses", counted)
-    for progress in True, False:
+    for progress in False, True: # counting within counting would find nothing, so the second run counts by itself
+        monkeypatch.setattr(Steps, "losses", losses if progress else counted)
         model = network(given.objective)
         model[1].append(nn.Dropout(0.2))
         freeze(model, depth)
         history = fit(model, given, epochs=2, accumulate=2, **how | dict(progress=progress))
         ended.append(fingerprint(model))
-        if progress: assert history.memory == pytest.approx(held[0], rel=0.03)
-    assert ended[0] == ended[1] and history.memory is None
-    assert capsys.readouterr().err.count("a step needs about ") == 1
+        assert (history.memory is not None) == progress
+    assert ended[0] == ended[1] and history.memory == pytest.approx(held[0], rel=0.03)
+    said = capsys.readouterr().err
+    assert said.count("a step needs about ") == 1 and " to go back through 16 examples" in said
+    assert "foreseen" not in said and "Warning" not in said and (f"; beside it, " in said) == (depth == 1)
+
+
+class Pairs(nn.Module):
+    "Compares each example with each: what that keeps grows with the square of the batch"
+    def forward(self, x): return x + 0 * (x[:, None] - x[None]).pow(2).exp().mean(dim=(1, 2))[:, None]
+
+
+def test_a_step_that_needs_more_than_was_foreseen_is_told(monkeypatch, capsys):
+    given = task()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(Pairs(), nn.Linear(8, 3)))
+    history = fit(model, given, epochs=2, **how | dict(progress=True, batch_size=48))
+    said = capsys.readouterr().err
+    assert said.count(", as was foreseen") == 1 and history.memory > 48 * 48 * 8 * 4
+
+
+def test_too_little_memory_is_told_before_there_is_a_step(monkeypatch, capsys):
+    said = []
+    class Told(Callback):
+        def step(self, run, loss): said.append(capsys.readouterr().err)
+    monkeypatch.setattr("finetune_nb.engine.run.free_memory", lambda device: 1000)
+    given = task()
+    fit(network(given.objective), given, epochs=1, callbacks=[Told()], **how | dict(progress=True))
+    assert "Warning: 1 kB of memory is free, and a step adds about " in said[0] and "smaller batch_size" in said[0]
+    assert not any("Warning" in later for later in said[1:])
+
+
+# The time that is left
+
+class Timed(tqdm):
+    "A bar that writes down what it said: its name, when, how far it was, the seconds that are left, and the whole"
+    said = []
+    def display(self, *more, **how):
+        about = self.format_dict
+        done = self.n - self.initial
+        if done and not self.disable:
+            rate = about["rate"] or done / about["elapsed"]
+            self.said.append((self.desc, time.perf_counter(), self.n, (self.total - self.n) / rate, self.total))
+
+
+class Slow(nn.Module):
+    "Takes its time for each example"
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.weight = seconds, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        time.sleep(self.seconds * len(x))
+        return self.weight * x
+
+
+def test_the_time_left_is_right_from_the_start(monkeypatch):
+    "A prefix that takes long has a bar of its own, and what it took is no step's"
+    monkeypatch.setattr(run, "tqdm", Timed)
+    monkeypatch.setattr("finetune_nb.engine.prefix.tqdm", Timed)
+    Timed.said.clear()
+    points = torch.randn(136, 60_000) # large, so that few of them go through the prefix together
+    large = [Examples(points[a:b], targets(points[a:b], "classification")) for a, b in ((0, 96), (96, 116), (116, 136))]
+    below, above = nn.Sequential(nn.Linear(60_000, 8), Slow(0.02)), nn.Sequential(nn.Linear(8, 8), Slow(0.004))
+    freeze(model := nn.Sequential(below, above, nn.Linear(8, 3)), 1)
+    fit(model, Task("corners", "points", names, *large), epochs=4, **how | dict(progress=True))
+    for name, most in ("Frozen prefix, 1 blocks", 96), ("Training", 24):
+        bar = [(when, done, left) for own, when, done, left, total in Timed.said if own == name and total == most]
+        early = [(left, bar[-1][0] - when) for when, done, left in bar if done <= most / 2]
+        assert early and all(0.5 < left / needed < 2 for left, needed in early), (name, early)
 
 
 def test_patience_ends_a_fit():

@@ -133,7 +133,7 @@ def open_image(file # a path, or a `StoredImage`
               )->Image.Image: # RGB, upright
     "Open an image file of any mode: turned as its EXIF says, transparency on white, the first frame of several."
     try:
-        opened, _ = _bytes_of(file)
+        opened, _ = _bytes_of(os.path.expanduser(file) if isinstance(file, str | Path) else file)
         with opened, _opened(opened) as image: return upright_rgb(image)
     except Exception as error: # a decoder may raise anything when the bytes are damaged
         raise OSError(f"The image {str(file)!r} cannot be opened ({error or type(error).__name__}): "

@@ -226,14 +226,15 @@ class Pass(Results):
         self.kept_as = torch.float16 if self.fast else torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         self.layout = Layout.plain(len(inputs)) if encoded is None else Layout.of(self.model, encoded)
         self.budget = psutil.virtual_memory().available // 4 if memory_budget is None else memory_budget
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self.batches = self._batches()
         self.sources = list({source.place: source for cut in cuts for source in cut.sources}.values())
 
     def run(self) -> list[States]: # one for each cut
         many = self.views or 1
-        name = f"Frozen prefix, {self.deepest.depth} blocks"
-        with tqdm(total=len(self.inputs) * many, desc=name, unit="example", disable=not self.progress) as bar:
+        how = dict(desc=f"Frozen prefix, {self.deepest.depth} blocks", disable=not self.progress)
+        how |= dict(unit="example") if self.layout.tokens is None else dict(unit="token", unit_scale=True)
+        with tqdm(total=int(self.layout.lengths.sum()) * many, **how) as bar:
             files = self._files()
             try: states = self._found(files) or self._computed(bar, files)
             except Overflow: # files know no bfloat16, and half precision no large numbers
@@ -247,17 +248,20 @@ class Pass(Results):
     def _computed(self, bar, files) -> list[States]:
         started, network, stores = time.perf_counter(), None, self._stores(files)
         places, threads = [source.place for source in self.sources], Threads(self.fast and are_free())
+        costs = self.layout.lengths
         try:
             with evaluating(self.model), torch.no_grad():
                 for positions, encoded in self._prepared():
                     for view in range(self.views or 1):
                         batch = self._batch(encoded, view, positions)
-                        if network is None: network = self._network(encoded, places)
+                        if network is None:
+                            network = self._network(encoded, places)
+                            bar.unpause()
                         with threads.step(len(positions)), self.autocast:
                             seen = watch(network, places, lambda network: network.call(batch))
                         for store, tree in zip(stores, seen):
                             store.add(self._to_keep(store.source, tree, batch), view, self.budget)
-                        bar.update(len(positions))
+                        bar.update(int(costs[positions].sum()))
             for store in stores: store.finish()
         except BaseException:
             for part in (part for store in stores for part in store.parts()): part.unlink(missing_ok=True)
@@ -274,7 +278,7 @@ def run_prefix(cuts, # a cut of a model, or several, which are served by one pas
                folder:str|Path|None=None, # keep states here for later runs; None: for this one only
                memory_budget:int|None=None, # bytes, past which states go to a file; None: a quarter of what is free
                seed:int=0, # of the views
-               progress:bool=True, # a bar, which says how many examples, how long, how large, and where
+               progress:bool=True, # a bar, which says how far, how long, how large, and where
               )->list[States]: # one for each cut
     "Run the frozen prefix once for each example, and keep what comes out."
     cuts = list(cuts) if isinstance(cuts, list | tuple) else [cuts]

@@ -154,8 +154,9 @@ def _rows(table:Table, given:str, labels:Sequence[str], name:str, notes:Notes) -
                        "and not train, validation or test")
             continue
         for label in labels: note_untidy(row[label], place, notes)
-        cells = Columns({table.columns[label]: class_name(row[label]) for label in labels})
-        rows.append(Example(row[given], cells if len(labels) > 1 else class_name(row[labels[0]]), part, place))
+        if len(labels) == 1: cells = class_name(row[labels[0]])
+        else: cells = Columns({table.columns[label]: class_name(row[label]) for label in labels})
+        rows.append(Example(row[given], cells, part, place))
     return rows
 
 def _says(label) -> bool:
@@ -199,7 +200,9 @@ def examples_in(tables:Sequence[Table], # one, or one for each part
         damaged = kind.fault(row.input)
         fault = damaged or (target if isinstance(target, Fault) else None)
         if fault: notes.skip(fault.what, row.place, fault.reason)
-        else: good.append(replace(row, target=target))
+        else:
+            row.target = target
+            good.append(row)
         if fault and not damaged and row.part in ("", "train") and not _says(row.label):
             unlabelled.append(replace(row, label=None))
     _note_absent(orders, read.classes, notes)
@@ -238,6 +241,8 @@ class Tables(Reader):
         files, pieces = (_tables_in(path), _pieces_in(path)) if path.is_dir() else ([path], [])
         given = pieces or zip(files, _parts_of(files, path))
         tables = [replace(read_table(file, notes, request.written), part=part) for file, part in given]
+        for table, (file, _) in zip(tables, pieces): # they may lie in folders of their own
+            table.places = [(file.relative_to(path).parent/place).as_posix() for place in table.places]
         return examples_in(tables, KINDS["text"], request, notes, request.text_column, path.name)
 
 # %% ../../nbs/engine/13_readers.ipynb #0c5d7ae1
