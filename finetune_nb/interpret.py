@@ -75,7 +75,7 @@ METHODS = dict(integrated_gradients=integrated_gradients, occlusion=occlusion, g
 @typed
 def explain(model:nn.Module, # any that says what its inputs are made of, as those of `vision` and `text` do
             inputs, # as the model reads them; one, or a list
-            target=None, # a class, or (class, x, y) of a mask; an entity: its number, type or (start, end, type)
+            target=None, # a class; of tags an entity: its number, its type, or (start, end, type); None: the answer
             method:str|None=None, # one of `METHODS`; None: what suits the input
            )->Explanation|list[Explanation]: # one for each input
     "How much each word or pixel counts for an answer; nothing in the model changes."
@@ -90,8 +90,7 @@ def _explained(score:Score, method) -> Explanation:
     if name not in able: raise ValueError(f"method must be one of {', '.join(able)} here, got {told(name)}.")
     values, details = METHODS[name](score)
     full, empty = score.values(torch.cat([score.all, score.none])).tolist()
-    return Explanation(name, score.name, score.parts, values.double().cpu().numpy(), full, empty, details,
-                       score.where)
+    return Explanation(name, score.name, score.parts, values.double().cpu().numpy(), full, empty, details)
 
 # %% ../nbs/33_interpretability.ipynb #009ef5f3
 @typed

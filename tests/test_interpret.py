@@ -143,7 +143,7 @@ def test_masks_at_every_depth():
         own = {method: explain(model, wide, (other, x, y), method) for method in METHODS}
         assert fingerprint(model) == before and all(p.grad is None for p in model.parameters())
         for explanation in own.values():
-            where = explanation.where
+            where = explanation.parts.where
             assert explanation.target.endswith(f"at 50, 20, which is called {model.objective.classes[there]}")
             assert where[y * height // side, x * width // (2 * side)] and (np.asarray(answer)[where] == there).all()
             assert not where[height:].any() and not where[:, width:].any()
@@ -162,8 +162,8 @@ def test_masks_at_every_depth():
 def test_what_can_be_asked_of_masks():
     asked = Segmentation(["background", "cat", "cat 1 0"])
     answer = np.array([[1, 1, 0, 2], [1, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0]])
-    sizes = {None: 6, "cat": 6, 1: 6, ("cat", 0, 1): 3, "cat 3 2": 2, "cat  0 3": 1, ("background", 0, 2): 9,
-             (None, 0, 0): 3, "cat 1 0": 1, "cat 1 0 3 0": 1}
+    sizes = {None: 6, "cat": 6, 1: 6, ("cat", 0, 1): 3, (np.int64(1), 0, 1): 3, "cat 3 2": 2, "cat  0 3": 1,
+             ("background", 0, 2): 9, (None, 0, 0): 3, "cat 1 0": 1, "cat 1 0 3 0": 1}
     for target, size in sizes.items(): assert asked.output_target(answer, target).where.sum() == size, target
     assert asked.output_target(answer, (2, 0, 0)).name == "cat 1 0 at 0, 0, which is called cat"
     image = np.zeros((3, 20, 40), np.uint8) # the answer's lower half is beside it

@@ -45,7 +45,7 @@ class Score:
         encoded = self.parts.hidden(self.all.cpu() > .5)
         batches = Batches(model, Examples([given], [0]), encoded=encoded)
         (answer,), _ = answers_of(Whole(model), batches, objective, "fp32")
-        self.name, self.of, self.where = objective.output_target(answer, target, given)
+        self.name, self.of, self.parts.where = objective.output_target(answer, target, given)
 
     def __call__(self, shown:torch.Tensor # float[n, P], 1 or 0: is the part shown?
                 )->torch.Tensor: # float[n]
@@ -110,7 +110,6 @@ class Explanation(Drawn):
     score: float # of the target
     empty: float # the same of an input that says nothing
     details: dict = field(default_factory=dict) # what else the method tells: a block, steps, the completeness error
-    where: np.ndarray|None = None # bool[H, W], if the target is of a part of an image
 
     @property
     def suffix(self) -> str: return self.parts.suffix
@@ -131,7 +130,8 @@ class Explanation(Drawn):
         beside = zip(self.parts.beside, self.values[len(self.values) - len(self.parts.beside):])
         said = [f"score {self.score:.2f}, of an empty input {self.empty:.2f}",
                 *(f"{name} {value:+.2f}" for name, value in beside)]
-        if self.where is not None: said.append(f"of {self.where.mean():.1%} of the picture, with a line around it")
+        where = self.parts.where
+        if where is not None: said.append(f"of {where.mean():.1%} of the picture, with a line around it")
         if "block" in self.details: said.append(f"seen by {self.details['block']}")
         if "steps" in self.details:
             said.append(f"completeness error {self.details['completeness_error']:.1%} at {self.details['steps']} steps")
@@ -151,8 +151,9 @@ class Explanation(Drawn):
     def draw(self, ax # axes of matplotlib
             ):
         self.parts.draw(ax, self.values)
-        if self.where is not None and 0 < self.where.mean() < 1: # else there is no border
-            ax.contour(self.where.astype(float), [.5], colors="black", linewidths=1)
+        where = self.parts.where
+        if where is not None and 0 < where.mean() < 1: # else there is no border
+            ax.contour(where.astype(float), [.5], colors="black", linewidths=1)
         ax.set_title(self.title, fontsize=9)
 
 # %% ../../nbs/engine/35_explanations.ipynb #a8d83f05

@@ -245,7 +245,7 @@ class SegmentationRegions(SegmentationOutputs, abstract=True):
             names = ", ".join(self.classes[i] for i in np.flatnonzero(counts))
             raise ValueError("target must be a class that was found, or any class and a pixel of the image, "
                              f"(class, x, y): found are {names}, got {told(target)}.")
-        name = self.classes[number]
+        name, number = self.classes[number], int(number)
         if place: name += f" at {place[0]}, {place[1]}" + f", which is called {self.classes[there]}" * (there != number)
         else: where[inside] = found == number
         pixels = torch.from_numpy(where)
