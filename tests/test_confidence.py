@@ -1,5 +1,6 @@
 """How sure a model is: by hand, with planted temperatures, saved and loaded, and in the command."""
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -103,6 +104,45 @@ def test_it_abstains_below_a_limit(command, reader, tmp_path):
     code, out, _ = command("predict", folder, tmp_path/"asked.csv", "--abstain", limit, "--json")
     printed = [json.loads(line)["class"] for line in out.splitlines()]
     assert not code and [name is not None for name in printed] == named
+
+
+def test_the_command_calibrates(command, tmp_path):
+    "The result, the card and the saved model know the temperature, and abstaining counts on it"
+    rng, tiny = np.random.default_rng(0), tiny_bert(tmp_path/"tiny")
+    def row(part, i):
+        wrong = rng.random() < .3 # so nobody can be as sure as it gets
+        return f"it is {('dull', 'bright')[i % 2]} {i},{('sad', 'glad')[i % 2 ^ wrong]},{part}"
+    parts = ["train"] * 40 + ["validation"] * 40 + ["test"] * 20
+    (tmp_path/"own.csv").write_text("\n".join(["text,label,split", *(row(*own[::-1]) for own in enumerate(parts))]))
+    how = ["text", tmp_path/"own.csv", "--backbone", tiny, "--epochs", "4", "--freeze-depth", "0", "--label-column",
+           "label", "--learning-rate", "1e-2", "--head-learning-rate", "1e-2"]
+    code, out, err = command(*how, "--calibrate", "--out", tmp_path/"mine")
+    assert code == 0, err
+    result, card = (json.loads((tmp_path/"mine"/"result.json").read_text()), (tmp_path/"mine"/"README.md").read_text())
+    temperature = result["temperature"]
+    assert abs(np.log(temperature)) > .05, "it has something to do"
+    assert re.search(rf"temperature +{temperature:.2f}", out) and re.search(r"test calibration error .*without it", out)
+    assert f"temperature of {temperature:.2f}, found on the 40 validation examples" in card and "points apart" in card
+    code, out, _ = command(*how, "--out", tmp_path/"plain", "--json")
+    assert "temperature" not in json.loads(out) and "temperature" not in (tmp_path/"plain"/"README.md").read_text()
+
+    (tmp_path/"asked.csv").write_text("text\nit is dull 7")
+    def told(model, *more):
+        code, out, _ = command("predict", tmp_path/model, tmp_path/"asked.csv", "--json", *more)
+        return json.loads(out)
+    plain, mine = told("plain")["probability"], told("mine")["probability"]
+    scores = np.log([plain, 1 - plain]) / temperature
+    assert mine == pytest.approx(softmax(scores)[0], abs=1e-3) and abs(mine - plain) > .001
+    limit = (mine + plain) / 2
+    named = {model: told(model, "--abstain", limit)["class"] is not None for model in ("plain", "mine")}
+    assert named == dict(plain=plain > mine, mine=mine > plain)
+
+
+def test_the_command_refuses_to_calibrate_numbers_before_it_learns(command, tmp_path):
+    (tmp_path/"stars.csv").write_text("\n".join(["text,stars", *(f"word {i},{i}.5" for i in range(40))]))
+    code, out, err = command("text", tmp_path/"stars.csv", "--calibrate", "--backbone", tiny_bert(tmp_path/"tiny"))
+    assert code == 1 and not out and "--calibrate is for tasks where each example has one of the classes" in err
+    assert "regression: leave it out" in err and "epoch" not in err
 
 
 @pytest.mark.parametrize("depth", [0, 2])

@@ -13,14 +13,18 @@ from finetune_nb import data, evaluate, explain, fit, freeze, saving, text, visi
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.explanations import Checked, Explanation, Score
 from finetune_nb.engine.labels import Classification, MultiLabel
+from finetune_nb.engine.masks import fitted
 from finetune_nb.engine.numbers import Regression
+from finetune_nb.engine.segmentation import Segmentation
 from finetune_nb.engine.several import Several
 from finetune_nb.engine.tagging import Tagging
 from finetune_nb.engine.taps import maps_in
 from finetune_nb.freezing import blocks, fingerprint
 from finetune_nb.interpret import METHODS, deletion, grad_cam, integrated_gradients, occlusion, sanity_check
 from finetune_nb.interpret import shuffled_head
-from mosaic import Mosaic # which registers its family
+from finetune_nb.training import predict
+import ladder # which registers its family
+from mosaic import Mosaic # likewise
 from points import Finder
 
 side = 32
@@ -40,6 +44,11 @@ def convolutions(classes=2, seed=0):
 def patches(classes=2):
     torch.manual_seed(0)
     return vision.classifier("mosaic-tiny", Classification(list("abcdef"[:classes])))
+
+
+def segmenter():
+    torch.manual_seed(0)
+    return vision.segmenter("ladder-tiny", Segmentation(["background", "red", "green"]), 2 * side, width=8)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +125,68 @@ def test_images_at_every_depth(make):
         if make is patches: assert own["grad_cam"].details["block"] == "layer1", "of the last only a token is read"
     for method in METHODS: assert all(np.allclose(own[method], found[0][method], atol=1e-5) for own in found)
     assert all(np.ptp(groups) > 0 for groups in found[0].values())
+
+
+def test_masks_at_every_depth():
+    "A class, and a region of the image; what is beside the image is never meant"
+    wide, found = torch.cat([picture(0), picture(1)], 2), []
+    for depth in range(len(blocks(segmenter()))):
+        model = segmenter()
+        freeze(model, depth)
+        model.train()
+        before = fingerprint(model)
+        (answer,) = predict(model, [wide])
+        height, width = fitted((side, 2 * side), answer.shape)
+        x, y = 50, 20
+        there = int(answer[y * height // side, x * width // (2 * side)])
+        other = (there + 1) % 3
+        own = {method: explain(model, wide, (other, x, y), method) for method in METHODS}
+        assert fingerprint(model) == before and all(p.grad is None for p in model.parameters())
+        for explanation in own.values():
+            where = explanation.parts.where
+            assert explanation.target.endswith(f"at 50, 20, which is called {model.objective.classes[there]}")
+            assert where[y * height // side, x * width // (2 * side)] and (np.asarray(answer)[where] == there).all()
+            assert not where[height:].any() and not where[:, width:].any()
+            with torch.no_grad(): outputs = model.eval()(model.collate(model.encode([wide])))[0]
+            assert explanation.score == pytest.approx(outputs[other].numpy()[where].mean(), rel=1e-4)
+            model.train()
+        added = own["integrated_gradients"]
+        assert added.details["completeness_error"] < .05 and "completeness error" in repr(added)
+        assert abs(added.values.sum() - (added.score - added.empty)) <= .05 * abs(added.score - added.empty) + 1e-6
+        assert "with a line around it" in repr(added) and added._repr_html_().count("<img") == 1
+        found.append([explanation.values for explanation in own.values()])
+    assert all(np.allclose(own, found[0], atol=1e-5) for own in found)
+    assert all(np.ptp(values) > 0 for values in found[0])
+
+
+def test_what_can_be_asked_of_masks():
+    asked = Segmentation(["background", "cat", "cat 1 0"])
+    answer = np.array([[1, 1, 0, 2], [1, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0]])
+    sizes = {None: 6, "cat": 6, 1: 6, ("cat", 0, 1): 3, (np.int64(1), 0, 1): 3, "cat 3 2": 2, "cat  0 3": 1,
+             ("background", 0, 2): 9, (None, 0, 0): 3, "cat 1 0": 1, "cat 1 0 3 0": 1}
+    for target, size in sizes.items(): assert asked.output_target(answer, target).where.sum() == size, target
+    assert asked.output_target(answer, (2, 0, 0)).name == "cat 1 0 at 0, 0, which is called cat"
+    image = np.zeros((3, 20, 40), np.uint8) # the answer's lower half is beside it
+    assert asked.output_target(answer, "cat", image).where.tolist() == [[1, 1, 0, 0], [1, 0, 0, 1], [0] * 4, [0] * 4]
+    assert asked.output_target(answer, "cat 39 19", image).where.sum() == 1
+    for target in "dog", "cat 40 0", "cat 0 20", (1, -1, 0), (1, 0.5, 0), (1, True, None), ("dog", 0, 0), (1, 2), [1]:
+        with pytest.raises(ValueError, match="target must be|a place must be"):
+            asked.output_target(answer, target, image)
+
+
+def test_a_region_depends_on_what_is_in_it():
+    "A class that is each pixel's own colour: what is elsewhere says nothing"
+    class Colours(nn.Module):
+        def forward(self, images): return images.float()
+    bright = torch.zeros(3, 8, 8)
+    bright[1, 1:3, 1:3] = bright[1, 5:7, 5:7] = 200
+    asked = Segmentation(["background", "green", "blue"])
+    outputs = Colours()(bright[None])
+    answer = asked.answers(outputs, None)[0]
+    one, both = asked.output_target(answer, ("green", 5, 5)), asked.output_target(answer, "green")
+    dark = bright.clone()
+    dark[1, 1:3, 1:3] = 0
+    assert one.score(dark[None]) == 200 and both.score(dark[None]) == 100
 
 
 @pytest.mark.parametrize("make", [reader, tagger])
@@ -262,6 +333,11 @@ def saved(tiny, tmp_path_factory):
     task, model = Task("noise", "image", ["a", "b"], part, part, part), patches()
     history = fit(model, task, epochs=1, progress=False)
     saving.save(top/"image", model, task, history, evaluate(model, task.test))
+    part = Examples(part.inputs, [np.arange(side * side).reshape(side, side) % 3] * 8)
+    model = segmenter()
+    task = Task("stripes", "image", model.objective, part, part, part)
+    history = fit(model, task, epochs=1, progress=False)
+    saving.save(top/"masks", model, task, history, evaluate(model, task.test))
     return top
 
 
@@ -286,6 +362,17 @@ def test_the_command_explains_an_image(command, monkeypatch, saved, tmp_path):
     told = json.loads(said)
     assert code == 0 and told["block"] == "layer1"
     assert Image.open(told["file"]).width > 500 and "rows" in told["top"][0]["square"]
+
+
+def test_the_command_explains_a_region(command, monkeypatch, saved, tmp_path):
+    from PIL import Image
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture().permute(1, 2, 0).numpy()).resize((64, 64)).save("mine.png")
+    code, said, _ = command("explain", saved/"masks", "mine.png", "--target", "red 63 40")
+    assert code == 0 and "integrated gradients: red at 63, 40" in said and "completeness error" in said
+    assert "with a line around it" in said and Image.open("explanation.png").width > 500
+    code, _, err = command("explain", saved/"masks", "mine.png", "--target", "red 64 40")
+    assert code == 1 and "x from 0 to 63 and y from 0 to 63, got 64 and 40" in err
 
 
 @pytest.mark.parametrize("kind, given, more, sentence", [

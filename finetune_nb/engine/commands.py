@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['say', 'speak_utf8', 'lines_of_input', 'columns', 'in_json', 'command_line', 'checked', 'weighted', 'backbone_for',
            'made', 'begun', 'built_in', 'examples', 'deep_look', 'Trained', 'fine_tune', 'baseline_of', 'result_rows',
-           'keep', 'train', 'recalled_task', 'sweep_rows', 'print_sweep', 'with_adapters', 'sweep', 'compare',
-           'draw_comparison']
+           'keep', 'train', 'recalled_task', 'sweep_rows', 'print_sweep', 'sweep', 'compare', 'draw_comparison']
 
 # %% ../../nbs/engine/60_commands.ipynb #b22239e8
 import inspect
@@ -187,6 +186,7 @@ class Trained:
     def result(self) -> dict: # JSON
         "All that a program may want to know."
         from finetune_nb.adapters import described
+        from finetune_nb.engine.cards import sureness_of
         from finetune_nb.freezing import blocks
         task, history, evaluation = self.task, self.history, self.evaluation
         names = [block.name for block in blocks(self.model)]
@@ -199,13 +199,14 @@ class Trained:
         return (dict(task=task.name, objective=task.objective.kind, backbone=self.model.name,
                      freeze_depth=history.settings.get("freeze_depth"), blocks=names)
                 | learnt | scores | dict(loss=evaluation.loss, num_test=len(task.test)) | made
-                | dict(stopped=history.stopped, frozen_prefix=history.prefix)
+                | dict(stopped=history.stopped, frozen_prefix=history.prefix) | sureness_of(self.model, evaluation)
                 | (dict(unlabelled=history.unlabelled) if history.unlabelled else {}))
 
 def fine_tune(task, # a `Task`
               model, # a `Model`
               depth:int|None=None, # freeze depth; None: as the model suggests
               rank:int|None=None, # of adapters; None: there are none
+              as_sure_as_right:bool=False, # is it to be calibrated?
               **settings # for `fit`
              )->Trained:
     "Freeze, fit, evaluate."
@@ -220,6 +221,9 @@ def fine_tune(task, # a `Task`
     if not history.epochs:
         say("Interrupted before the first epoch was done: nothing was learnt, so there is no result.")
         raise typer.Exit(130)
+    if as_sure_as_right:
+        from finetune_nb.confidence import calibrate
+        calibrate(model, task)
     evaluation = evaluate(model, task.test, precision=settings.get("precision", "auto"))
     say(history)
     return Trained(task, model, frozen, history, evaluation)
@@ -250,6 +254,9 @@ def result_rows(result:dict, # of `Trained.result`, perhaps with a baseline
     learning = f"{result['trainable_parameters']:,} of {result['total_parameters']:,}"
     rows = [*map(row, scores), ("seconds of training", f"{result['seconds']:.0f}", ""),
             ("learning parameters", learning, "")]
+    if "temperature" in result:
+        errors = f"{result['calibration_error']:.1%}, without it {result['calibration_error_before']:.1%}"
+        rows += [("temperature", f"{result['temperature']:.2f}", ""), ("test calibration error", errors, "")]
     if "baseline_settings" in result: return [("", "fine-tuned", "classical baseline"), *rows]
     return [row[:2] for row in rows]
 
@@ -271,11 +278,12 @@ def train(task, # a `Task`
          ):
     "Fine-tune a model, print the result, and keep what is to be kept."
     from finetune_nb.engine.places import require_room
+    keeping.require(task)
     if report is not None: say(report.measure(lambda: model))
     if keeping.out is not None: require_room(keeping.out, model)
-    settings = {name: value for name, value in learning.settings().items() if value is not None}
-    settings = model.suggested(len(task.train)) | settings
-    trained = fine_tune(task, model, learning.freeze_depth, learning.lora, **settings)
+    told = {name: value for name, value in learning.settings().items() if value is not None}
+    settings = model.suggested(len(task.train)) | told
+    trained = fine_tune(task, model, learning.freeze_depth, learning.lora, keeping.calibrate, **settings)
     result = trained.result() | more | (baseline_of(task) if keeping.baseline else {})
     rows = result_rows(result, list(trained.evaluation.scores))
     if sys.stderr.isatty() and (worst := trained.evaluation.show(task.test.inputs, 3)): say(worst, end="\n\n")
@@ -316,17 +324,9 @@ def print_sweep(swept, # a `Sweep`
                 as_json:bool): # for programs?
     "A sweep on standard output."
     if as_json: return print(in_json(json.loads(swept.to_json()) | (dict(compare=compared) if compared else {})))
-    naive = ""
-    if compared:
-        naive = (f"; one by one, every seed for every depth, {compared['seconds_one_by_one']:.0f} s: "
-                 f"{compared['ratio']:.0%} of the time")
+    naive = "" if not compared else (f"; one by one, every seed for every depth, "
+                                     f"{compared['seconds_one_by_one']:.0f} s: {compared['ratio']:.0%} of the time")
     print(f"{columns(sweep_rows(swept))}\n\n* {swept.recommend()}\n{swept.seconds:.0f} s{naive}")
-
-def with_adapters(make_model:Callable[[int], object], # of a seed
-                  rank:int)->Callable[[int], object]:
-    "The same models with adapters in all blocks."
-    from finetune_nb.adapters import lora
-    return lambda seed: lora(make_model(seed), rank, depth=0)
 
 def sweep(task, # a `Task`
           report, # of its pre-flight; None: it had none
@@ -335,14 +335,14 @@ def sweep(task, # a `Task`
           sweeping:Sweeping):
     "Try freeze depths, print what came out, and keep it."
     from finetune_nb import depth
-    if report is not None: say(report.measure(lambda: make_model(sweeping.seed)))
-    say(task)
-    settings, compared, cache = sweeping.settings(), {}, sweeping.cache_folder
-    if sweeping.lora is not None: make_model = with_adapters(make_model, sweeping.lora)
+    from finetune_nb.adapters import lora
+    say(task if report is None else f"{report.measure(lambda: make_model(sweeping.seed))}\n{task}")
+    settings, compared, cache, make = sweeping.settings(), {}, sweeping.cache_folder, make_model
+    if sweeping.lora is not None: make = lambda seed: lora(make_model(seed), sweeping.lora, depth=0)
     try:
-        swept = depth.sweep(make_model, task, strategy=sweeping.strategy, cache=cache, name=backbone, **settings)
+        swept = depth.sweep(make, task, strategy=sweeping.strategy, cache=cache, name=backbone, **settings)
         if sweeping.compare:
-            seconds, scores = depth.one_by_one(make_model, task, **settings)
+            seconds, scores = depth.one_by_one(make, task, **settings)
             compared = dict(seconds=round(swept.seconds, 1), seconds_one_by_one=round(seconds, 1),
                             ratio=round(swept.seconds / seconds, 3)) | {f"{swept.score}_one_by_one": scores}
     except KeyboardInterrupt:

@@ -270,7 +270,10 @@ class DetectionWords(DetectionOutputs, abstract=True):
             near = box_iou(corners.to(outputs["boxes"]), outputs["boxes"][same])[0] * outputs["scores"][same]
             images = outputs["image"][same]
             return near.new_zeros(max(images.tolist(), default=-1) + 1).scatter_reduce(0, images, near, "amax")
-        return OutputTarget(f"{self.classes[label]} {answer.scores[number]:.2f}", score)
+        left, top, right, bottom = answer.corners[number].round().astype(int).clip(0).tolist()
+        where = np.zeros(answer.size, bool)
+        where[top:bottom + 1, left:right + 1] = True
+        return OutputTarget(f"{self.classes[label]} {answer.scores[number]:.2f}", score, where)
 
     def write(self, place:Path, read:Sequence[tuple[object, Boxes]] # images and what was found in them
              )->list[Path]:

@@ -45,7 +45,7 @@ class Score:
         encoded = self.parts.hidden(self.all.cpu() > .5)
         batches = Batches(model, Examples([given], [0]), encoded=encoded)
         (answer,), _ = answers_of(Whole(model), batches, objective, "fp32")
-        self.name, self.of = objective.output_target(answer, target, given)
+        self.name, self.of, self.parts.where = objective.output_target(answer, target, given)
 
     def __call__(self, shown:torch.Tensor # float[n, P], 1 or 0: is the part shown?
                 )->torch.Tensor: # float[n]
@@ -130,6 +130,8 @@ class Explanation(Drawn):
         beside = zip(self.parts.beside, self.values[len(self.values) - len(self.parts.beside):])
         said = [f"score {self.score:.2f}, of an empty input {self.empty:.2f}",
                 *(f"{name} {value:+.2f}" for name, value in beside)]
+        where = self.parts.where
+        if where is not None: said.append(f"of {where.mean():.1%} of the picture, with a line around it")
         if "block" in self.details: said.append(f"seen by {self.details['block']}")
         if "steps" in self.details:
             said.append(f"completeness error {self.details['completeness_error']:.1%} at {self.details['steps']} steps")
@@ -149,6 +151,9 @@ class Explanation(Drawn):
     def draw(self, ax # axes of matplotlib
             ):
         self.parts.draw(ax, self.values)
+        where = self.parts.where
+        if where is not None and 0 < where.mean() < 1: # else there is no border
+            ax.contour(where.astype(float), [.5], colors="black", linewidths=1)
         ax.set_title(self.title, fontsize=9)
 
 # %% ../../nbs/engine/35_explanations.ipynb #a8d83f05

@@ -239,6 +239,7 @@ class OutputTarget(NamedTuple):
     "What of an answer is explained."
     name: str # for people: a class, an entity
     score: Callable # of the outputs for a batch of B, `float[B]`
+    where: np.ndarray|None = None # bool[H, W] of what an image network saw, if it is of a part of that
 
 class Reported(Answered):
     "What people see of an answer."
@@ -262,7 +263,7 @@ class Reported(Answered):
         raise NotImplementedError(f"{type(self).__name__} writes no files.")
 
     def output_target(self, answer, # one of `answers`
-                      target=None, # what is asked about, as the kind has it: a class, a span; None: what it answers
+                      target=None, # as the kind has it: a class, a span, a place; None: what it answers
                       given=None, # the input that it answers
                      )->OutputTarget:
         "What an explanation of an answer is to explain: one number."

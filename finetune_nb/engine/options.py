@@ -244,11 +244,20 @@ class Keeping:
     "What becomes of it."
     baseline:option(bool, "Also tune a classical baseline on the same examples: n-grams for text, pixels for images.",
                     "--baseline") = False # beside it?
+    calibrate:option(bool, "Let it be as sure as it is right: scores are divided by one number, found on the "
+                     "validation examples. `--out` keeps it, and `predict --abstain` counts on it.",
+                     "--calibrate") = False # as sure as it is right?
     out:place("A new folder for weights, result, figures and a model card.") = None # a folder
     overwrite:option(bool, "Replace the model that is in the folder already.",
                      "--overwrite") = False # may it be replaced?
     as_json:option(bool, "Print the result as one line of JSON, the last of standard output.",
                    "--json") = False # for programs?
+
+    def require(self, task): # a `Task`
+        "Refuse what it cannot have."
+        if self.calibrate and not hasattr(task.objective, "temperature"):
+            raise ValueError("--calibrate is for tasks where each example has one of the classes, and task "
+                             f"{task.name!r} asks for {task.objective.kind.replace('_', ' ')}: leave it out.")
 
     def reserved(self) -> AbstractContextManager:
         "The folder, for this run alone; refused before any work is done."

@@ -29,6 +29,7 @@ class Parts:
     beside: Sequence[str] = () # the names of the last parts, where they are no words
     groups: torch.Tensor # int64[P], the group of each part, from 0; -1: it belongs to none
     entrances: Sequence[nn.Module]
+    where: np.ndarray|None = None # bool[H, W], of an image: what is explained, if that is not all of it
 
     def __len__(self) -> int: return len(self.groups)
     @property

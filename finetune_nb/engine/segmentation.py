@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['confusion_of', 'iou_of', 'dice_of', 'mean_of', 'Shown', 'SegmentationEvaluation', 'SegmentationTargets', 'Areas',
-           'SegmentationOutputs', 'new_files', 'size_of', 'Segmentation']
+           'SegmentationOutputs', 'new_files', 'size_of', 'SegmentationRegions', 'Segmentation']
 
 # %% ../../nbs/engine/03c_segmentation.ipynb #6aa03e67
 import html
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 
 from .arguments import told, whole
 from .class_names import class_list
-from .masks import BACKGROUND, UNKNOWN, Mask, as_mask, as_picture, colours_of, off_canvas, overlay
+from .masks import (BACKGROUND, UNKNOWN, Mask, as_mask, as_picture, colours_of, fitted, off_canvas,
+                                      overlay)
 from .objective import Evaluation, Objective, OutputTarget, rarest
 from .pictures import as_image, image_sizes, in_html
 from ..gradient import Picture
@@ -224,9 +226,53 @@ def size_of(given # a file, an image of Pillow, or `uint8[C, H, W]`
     if isinstance(given, str | Path): return image_sizes(given)[0]
     return as_image(given).size[::-1]
 
+# %% ../../nbs/engine/03c_segmentation.ipynb #5d0e71a3
+class SegmentationRegions(SegmentationOutputs, abstract=True):
+    "What of a mask can be explained."
+    def output_target(self, answer, target=None, given=None):
+        "A class that was found, by its name or number; or (class, x, y), \"class x y\": in the region at that pixel."
+        answer = np.asarray(answer)
+        size = answer.shape if given is None else size_of(given)
+        inside = tuple(slice(side) for side in fitted(size, answer.shape)) # beside it is no image
+        found, where, (name, *place) = answer[inside], np.zeros(answer.shape, bool), self._class_and_place(target)
+        counts = np.bincount(found.ravel(), minlength=len(self.classes))
+        if place: there, where[inside] = self._region(found, place, size)
+        else: there = max(np.flatnonzero(counts).tolist(), key=lambda i: (i in self.judged, counts[i]))
+        if name is None: number = there
+        else: number = self.classes.index(name) if isinstance(name, str) and name in self.classes else name
+        is_class = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not is_class or not 0 <= number < len(self.classes) or not (place or counts[number]):
+            names = ", ".join(self.classes[i] for i in np.flatnonzero(counts))
+            raise ValueError("target must be a class that was found, or any class and a pixel of the image, "
+                             f"(class, x, y): found are {names}, got {told(target)}.")
+        name, number = self.classes[number], int(number)
+        if place: name += f" at {place[0]}, {place[1]}" + f", which is called {self.classes[there]}" * (there != number)
+        else: where[inside] = found == number
+        pixels = torch.from_numpy(where)
+        return OutputTarget(name, lambda outputs: outputs[:, number, pixels.to(outputs.device)].mean(1), where)
+
+    def _class_and_place(self, target) -> tuple: # a class, or with x and y
+        "What was asked; a text may hold all three."
+        said = re.fullmatch(r"(.*\S)\s+(\d{1,9})\s+(\d{1,9})", target) if isinstance(target, str) else None
+        if said and target not in self.classes: return said[1], int(said[2]), int(said[3])
+        return target if isinstance(target, tuple) and len(target) == 3 else (target,)
+
+    def _region(self, answer:np.ndarray, # the class of each pixel
+                place:Sequence[int], # x and y in an image
+                size:tuple[int, int], # its height and width
+               )->tuple[int, np.ndarray]: # a class; bool[H, W], where it is around that place
+        from scipy.ndimage import label
+        (x, y), (height, width) = place, size
+        if not all(isinstance(own, int | np.integer) and 0 <= own < side for own, side in ((x, width), (y, height))):
+            raise ValueError(f"a place must be a pixel of the image, x from 0 to {width - 1} and y from 0 to "
+                             f"{height - 1}, got {told(x)} and {told(y)}.")
+        row, column = (int((own + .5) * new / old) for own, new, old in zip((y, x), answer.shape, size))
+        regions, _ = label(answer == answer[row, column])
+        return int(answer[row, column]), regions == regions[row, column]
+
 # %% ../../nbs/engine/03c_segmentation.ipynb #9b50252b
 @dataclass
-class Segmentation(SegmentationOutputs):
+class Segmentation(SegmentationRegions):
     "Which class is each pixel of? The targets are masks: numbers of classes, and `ignore` where nobody knows."
     classes: Sequence[str] # one of them may be "background": what is none of the others
     ignore: int = UNKNOWN # 0 to 255
@@ -246,18 +292,6 @@ class Segmentation(SegmentationOutputs):
     @property
     def judged(self) -> list[int]: # all classes but the background
         return [i for i, name in enumerate(self.classes) if name != BACKGROUND]
-
-    def output_target(self, answer, target=None, given=None):
-        "A class that was found, by its name or number: the mean of its scores where it was (Vinogradova et al. 2020)."
-        counts = np.bincount(np.asarray(answer).ravel(), minlength=len(self.classes))
-        found = np.flatnonzero(counts).tolist()
-        if target is None: number = max(found, key=lambda i: (i in self.judged, counts[i]))
-        else: number = self.classes.index(target) if isinstance(target, str) and target in self.classes else target
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number not in found:
-            names = ", ".join(self.classes[i] for i in found)
-            raise ValueError(f"target must be a class that was found: found are {names}, got {told(target)}.")
-        where = torch.from_numpy(np.asarray(answer) == number)
-        return OutputTarget(self.classes[number], lambda outputs: outputs[:, number, where.to(outputs.device)].mean(1))
 
     def head(self, features): return nn.Conv2d(features, self.num_outputs, 1)
 

@@ -136,7 +136,7 @@ class SeveralOutputs(SeveralTargets, abstract=True):
         if not isinstance(name, str) or name not in self.parts:
             raise ValueError(f"target must name a question, one of {', '.join(self.parts)}, got {told(target)}.")
         part = self.parts[name].output_target(answer[name], own, given)
-        return OutputTarget(f"{name}: {part.name}", lambda outputs: part.score(outputs[name]))
+        return OutputTarget(f"{name}: {part.name}", lambda outputs: part.score(outputs[name]), part.where)
 
 # %% ../../nbs/engine/03_several.ipynb #42fc9854
 @dataclass
