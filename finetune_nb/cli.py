@@ -337,7 +337,8 @@ def _one_input(kind, given:str): # of a kind of inputs, as `kind_of` gives it
 @app.command()
 def explain(model:argument(Path, "A folder that `--out` has written."),
             given:argument(str, "A text; or a file with one image, or one text."),
-            target:option(Optional[str], "A class; of a model of tags, a type. [default: what the model answers]")=None,
+            target:option(Optional[str], "A class; of a model of tags, a type; of masks also a class and a pixel of "
+                          "the image, as in `'cat 30 20'`: in that region. [default: what the model answers]")=None,
             method:option(Optional[str], "`integrated_gradients`, `occlusion`, of images `grad_cam`, too. "
                           "[default: the first]")=None,
             out:place("Where it is shown, `.png` of an image, `.html` of a text; a file that is there is replaced. "

@@ -75,7 +75,7 @@ METHODS = dict(integrated_gradients=integrated_gradients, occlusion=occlusion, g
 @typed
 def explain(model:nn.Module, # any that says what its inputs are made of, as those of `vision` and `text` do
             inputs, # as the model reads them; one, or a list
-            target=None, # a class; of tags an entity: its number, its type, or (start, end, type); None: the answer
+            target=None, # a class, or (class, x, y) of a mask; an entity: its number, type or (start, end, type)
             method:str|None=None, # one of `METHODS`; None: what suits the input
            )->Explanation|list[Explanation]: # one for each input
     "How much each word or pixel counts for an answer; nothing in the model changes."
