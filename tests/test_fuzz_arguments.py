@@ -220,6 +220,7 @@ def calls():
         "confidence.calibration_error": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
         "confidence.best_temperature": lambda: dict(probabilities=np.full((6, 2), .5), labels=[0, 1] * 3),
         "confidence.calibrate": lambda: dict(model=network(), task=task()),
+        "sharing.files_of": lambda: dict(folder=files()/"nowhere"),
         "sharing.upload": lambda: dict(folder=files()/"nowhere", name="me/pets"),
         "sharing.application": lambda: dict(saved=reader()),
         "sharing.serve": lambda: dict(folder=files()/"nowhere"),
@@ -311,7 +312,6 @@ slow = dict(topics=0.1, digits=0.1, citations=0.1, software=0.1, scenes=0.3, pat
 
 no_calls = {"data.PARTS", "gradient.COLOURS", "gradient.Picture", # a figure of matplotlib
             "freezing.stay_in_eval", "training.prepared", "interpret.METHODS"} # the insides of a hook, and of `fit`
-no_calls |= {"sharing.SENT"} # names of files
 no_calls |= {"adapters.FASTER", "compression.Compressed", "compression.Distilled"} # what `compress` and `distil` make
 no_calls |= {"unlabelled.WAYS", "unlabelled.BY"} # names
 no_calls |= {"training.History", "training.Evaluation"} # what `fit` and `evaluate` give

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from conftest import tiny_bert
 from finetune_nb import data, evaluate, fit, freeze, saving, sharing, text, vision
+from finetune_nb.engine.objective import Evaluation
+from finetune_nb.engine.places import KEPT
 
 
 def saved(model, task, folder):
@@ -38,6 +40,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     "What the Hub answers while a folder is uploaded"
     def log_message(self, *words): pass
 
+    def do_GET(self):
+        if self.path.startswith("/api/models/"): self.do_POST() # without a body
+        else: self.send_error(404)
+
     def do_POST(self):
         got = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.path, self.headers.get("Authorization")))
@@ -54,8 +60,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         address = f"http://127.0.0.1:{self.server.server_port}"
         if self.path == "/api/validate-yaml": return 200, dict(errors=[], warnings=[])
         if self.path == "/api/repos/create":
-            self.server.made = json.loads(got)
-            return 200, {"url": f"{address}/me/pets", "name": "me/pets", "id": "1"}
+            there, self.server.made = self.server.there, json.loads(got)
+            return 409 if there else 200, {"url": f"{address}/me/pets", "name": "me/pets", "id": "1"}
+        if self.path == "/api/models/me/pets":
+            asked = self.server.made.get("visibility") or self.server.made.get("private") and "private"
+            return 200, dict(id="me/pets", private=(self.server.there or asked) == "private", tags=[], siblings=[])
         if "/preupload/" in self.path:
             files = json.loads(got)["files"]
             return 200, {"files": [dict(path=file["path"], uploadMode="regular", shouldIgnore=False) for file in files]}
@@ -70,6 +79,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.asked, server.files, server.made, server.refuses = [], {}, None, None
+    server.there = None # "private" or "public", of a repository that somebody has made before
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -80,20 +90,69 @@ def hub(monkeypatch):
     server.shutdown()
 
 
-def test_a_model_and_nothing_else_is_sent(command, hub, texts):
-    (texts/"last.ckpt").write_bytes(b"a checkpoint")
-    (texts/"notes.private").write_text("mine")
+STRANGERS = ("step-00000100.safetensors", "checkpoint.safetensors", "last.ckpt", "secrets.json", "notes.txt",
+             "cat.png", "large.onnx", ".env", "labels/model.json", "labels/step-00000100.safetensors")
+
+
+@pytest.fixture
+def beside():
+    "Puts files of somebody else beside a model, and takes them away again"
+    folders = []
+    def put(folder):
+        folders.append(folder)
+        (folder/"labels").mkdir()
+        for name in STRANGERS: (folder/name).write_text("mine")
+    yield put
+    for folder in folders:
+        for name in STRANGERS: (folder/name).unlink()
+        (folder/"labels").rmdir()
+
+
+def files_in(folder): return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_model_and_nothing_else_is_sent(command, hub, texts, beside):
+    own = files_in(texts)
+    beside(texts)
     code, out, err = command("push", texts, "me/pets")
     assert code == 0, err
     assert out.strip() == f"http://127.0.0.1:{hub.server_port}/me/pets"
-    assert {"model.safetensors", "model.json", "README.md", "tokenizer.json"} <= hub.files.keys()
-    assert not {"last.ckpt", "notes.private"} & hub.files.keys()
+    assert hub.files.keys() == own >= {"model.safetensors", "model.json", "README.md", "tokenizer.json"}
     assert base64.b64decode(hub.files["model.safetensors"]) == (texts/"model.safetensors").read_bytes()
     assert hub.made.get("private") or hub.made["visibility"] == "private"
     assert {token for _, token in hub.asked} == {"Bearer hf_secret"}
     card = base64.b64decode(hub.files["README.md"]).decode()
     assert card.startswith("---\n")
     assert "library_name: finetune_nb" in card and "pipeline_tag: text-classification" in card
+
+
+def test_all_files_of_a_model_are_sent_and_no_other(images, texts, beside, tmp_path):
+    "With what `export` and adapters add; and every picture that `save` draws is known by its name"
+    for folder in (images, texts):
+        (copy := tmp_path/folder.parent.name).mkdir()
+        for file in folder.iterdir(): (copy/file.name).write_bytes(file.read_bytes())
+        for name in ("model.onnx", "adapter_model.safetensors"): (copy/name).write_text("made of it")
+        own = files_in(copy)
+        beside(copy)
+        assert {*sharing.files_of(copy)} == own
+    drawn, todo = set(), [Evaluation]
+    while todo:
+        drawn.add(f"{(kind := todo.pop()).figure}.png")
+        todo += kind.__subclasses__()
+    assert {"confusion.png", "answers.png", "boxes.png", "entities.png", "masks.png"} <= drawn <= {*KEPT}
+
+
+def test_what_everybody_sees_is_asked_for(command, hub, texts):
+    "The Hub leaves a repository that is there as public as it is"
+    hub.there = "public"
+    code, _, err = command("push", texts, "me/pets")
+    assert code == 1 and not hub.files and "Traceback" not in err
+    assert "Everybody can see 'me/pets'" in err and "--public" in err
+    code, _, err = command("push", texts, "me/pets", "--public")
+    assert code == 0 and "model.safetensors" in hub.files, err
+    hub.files, hub.there = {}, "private"
+    code, _, err = command("push", texts, "me/pets")
+    assert code == 0 and "model.safetensors" in hub.files, err
 
 
 @pytest.mark.parametrize("status, words", [(401, "hf auth login"), (403, "hf auth login"), (500, "try again later")])
@@ -177,8 +236,9 @@ def test_a_bad_input_beside_good_ones(served):
 
 
 def test_it_comes_under_its_own_name_alone(served):
-    "or any page in a browser could ask it"
-    assert served.ask(dict(inputs=["good"]), Host="evil.example")[0] == 400
+    "or any page in a browser could ask it; a server in front of it sends on that name"
+    assert served.ask(dict(inputs=["good"]), Host="evil.example") == (400, "Invalid host header")
+    assert served.ask(dict(inputs=["good"]), Host="localhost")[0] == 200
 
 
 def opened(browser, address, width):

@@ -60,7 +60,8 @@ def push(model:argument(Path, "A folder that `--out` has written."),
          private:option(bool, "Seen by you alone, or by everybody.", "--private/--public")=True):
     """Put a saved model on the Hub of Hugging Face.
 
-    `hf auth login` once, then `finetune-nb push pets_model me/pets`.
+    `hf auth login` once, then `finetune-nb push pets_model me/pets`. Whatever else lies in the folder is not sent.
+    What everybody sees already is refused without `--public`.
     """
     from finetune_nb import sharing
     print(sharing.upload(model, name, private))
@@ -72,7 +73,8 @@ def serve(model:argument(Path, "A folder that `--out` has written."),
     """Let programs on this machine ask a saved model, and people try it on a page; Ctrl-C ends it.
 
     `finetune-nb serve pets_model`, then `curl --json '{"inputs": ["…"]}' 127.0.0.1:8000/predict`: texts as they are,
-    images as base64. Needs `pip install 'finetune-nb[serve]'`.
+    images as base64. A server in front of it, such as nginx or Caddy, has to send on the name `Host: localhost`.
+    Needs `pip install 'finetune-nb[serve]'`.
     """
     from finetune_nb import sharing
     sharing.serve(model, port, most_inputs, most_bytes)

@@ -19,7 +19,8 @@ from .arguments import place
 
 # %% ../../nbs/engine/42_places.ipynb #93caf90c
 KEPT = ("model.safetensors", "model.json", "config.json", "result.json", "README.md", "curves.png", "confusion.png",
-        "answers.png", "model.onnx", "adapter_config.json", "adapter_model.safetensors",
+        "answers.png", "boxes.png", "entities.png", "masks.png", "model.onnx", "adapter_config.json",
+        "adapter_model.safetensors",
         ) # what a saved model may consist of, its tokenizer aside
 
 def refuse_others(folder:Path):
