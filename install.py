@@ -84,7 +84,7 @@ def make_venv():
 
 def pip_install():
     command = [python_of(venv), "-m", "pip", "install", "--progress-bar", "off", "--retries", "2",
-               "-e", ".[offline,dev]"]
+               "--no-compile", "-e", ".[offline,dev]"] # Python compiles what is imported
     print("Installing into %s: 7 GB on Linux, a few minutes. All that pip says is in %s." % (venv, log), flush=True)
     with open(log, "w") as out:
         pip = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

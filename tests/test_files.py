@@ -296,7 +296,7 @@ def test_a_table_of_many_short_texts_takes_memory_by_its_rows(tmp_path, memory):
     assert memory() < 1_200 * count
 
 
-rows_of_a_large_table = int(os.environ.get("ROWS", 20_000)) # two million, if somebody says so: it takes many minutes
+rows_of_a_large_table = int(os.environ.get("ROWS", 12_000)) # two million, if somebody says so: it takes many minutes
 
 look_twice = """
 import json, sys, time

@@ -286,7 +286,8 @@ def test_charts_are_dark_in_the_dark_and_pictures_keep_their_colours(visitor, ba
     assert chart.evaluate("image => getComputedStyle(image).filter") == "none"
 
 
-rows_and_lines = """() => [...document.querySelectorAll("pre.sourceCode")].filter(pre => !pre.closest("details:not([open])"))
+rows_and_lines = """() => [...document.querySelectorAll("pre.sourceCode")]
+  .filter(pre => !pre.closest("details:not([open])"))
   .map(pre => [pre.querySelector("code").getBoundingClientRect().height / parseFloat(getComputedStyle(pre).lineHeight),
                pre.textContent.trimEnd().split("\\n").length])"""
 
