@@ -95,7 +95,7 @@ STRANGERS = ("step-00000100.safetensors", "checkpoint.safetensors", "last.ckpt",
 
 
 @pytest.fixture
-def beside():
+def beside(tmp_path): # a copy in it is there until all is taken away
     "Puts files of somebody else beside a model, and takes them away again"
     folders = []
     def put(folder):
