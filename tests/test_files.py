@@ -335,7 +335,7 @@ def test_the_commands_take_little_more_memory_than_the_texts(tmp_path, quiet):
     assert len(ran.stdout.split("input,class,probability\n")[-1].splitlines()) == rows_of_a_large_table
     *_, before, check, predict = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith('["')]
     for what, seconds, most in check, predict: # what has been freed is taken again, so the second may need no more
-        more = (most - before[2]) / rows_of_a_large_table
+        more = (most - before[2] - 12e6) / rows_of_a_large_table # what the libraries take for any table of more rows
         print(f"{what}: {rows_of_a_large_table:,} rows, {seconds:.0f} s, {most >> 20} MiB, {more:.0f} bytes more a row")
         assert more < 1_500
 
