@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .engine.arguments import place, typed
-from .engine.findings import Finding, Notes, Unreadable
+from .engine.findings import Finding, Notes, Unreadable, counted
 from .engine.folders import links
 from .engine.pictures import StoredImage, joined, open_image, upright_rgb
 from .engine.readers import Example, Found, Request, kind_of, reader_of
@@ -71,6 +71,7 @@ def _kept(members:Sequence[Example], notes:Notes) -> list[Example]:
         notes.note("copy", example.place, f"the same as {members[0].place}: kept, and on one side of a split")
     return kept
 
+# %% ../nbs/01c_preflight.ipynb #6c01c3ec
 @typed
 def resolve_copies(examples:Sequence[Example], # with their keys
                    kind:TargetKind, # says whether the targets of copies agree
@@ -78,7 +79,8 @@ def resolve_copies(examples:Sequence[Example], # with their keys
                   )->list[Example]: # in their order
     "Copies in one part, and with one target."
     counts, same, kept = Counter(example.key for example in examples), defaultdict(list), set()
-    for example in (example for example in examples if counts[example.key] > 1): same[example.key].append(example)
+    for example in examples:
+        if counts[example.key] > 1: same[example.key].append(example)
     for members in same.values():
         if not kind.agree([example.target for example in members]): _note_disagreement(members, kind, notes)
         else: kept.update(map(id, _kept(members, notes)))
@@ -141,7 +143,7 @@ def _check_balance(trained:Counter, where:str, notes:Notes):
         notes.stop("one class", where + few, "it is the only class, expected at least two, "
                    "or there is nothing to tell apart")
     if trained[many] > 20 * trained[few]:
-        examples = f"{trained[few]} training example{'s' * (trained[few] != 1)}"
+        examples = counted(trained[few], "training example")
         notes.note("unequal classes", where + few, f"{examples}, and {trained[many]} of {many}: "
                    f"whoever always says {many} is right {trained[many] / sum(trained.values()):.0%} of the time, "
                    "so look at macro F1")
@@ -165,7 +167,7 @@ def check_classes(labels:Sequence[str], # the class of each example
     distinct = pd.Series(groups[mine]).groupby([labels[i] for i in mine]).nunique()
     for label, count in distinct[distinct < least].items():
         copies = " that are no copies" * bool(count < trained[label])
-        notes.stop("class with too few examples", where + label, f"it has {count} training example{'s' * (count != 1)}"
+        notes.stop("class with too few examples", where + label, f"it has {counted(count, 'training example')}"
                    f"{copies}, expected at least {least}: one for each part that has to be made, and one to learn from")
 
 # %% ../nbs/01c_preflight.ipynb #9e04d7b8

@@ -420,7 +420,7 @@ def test_the_time_left_is_right_from_the_start(monkeypatch):
     below, above = nn.Sequential(nn.Linear(60_000, 8), Slow(0.02)), nn.Sequential(nn.Linear(8, 8), Slow(0.004))
     freeze(model := nn.Sequential(below, above, nn.Linear(8, 3)), 1)
     fit(model, Task("corners", "points", names, *large), epochs=4, **how | dict(progress=True))
-    for name, most in ("Frozen prefix, 1 blocks", 96), ("Training", 24):
+    for name, most in ("Frozen prefix, 1 block", 96), ("Training", 24):
         bar = [(when, done, left) for own, when, done, left, total in Timed.said if own == name and total == most]
         early = [(left, bar[-1][0] - when) for when, done, left in bar if done <= most / 2]
         assert early and all(0.5 < left / needed < 2 for left, needed in early), (name, early)

@@ -206,7 +206,7 @@ def fine_tune(task, # a `Task`
               model, # a `Model`
               depth:int|None=None, # freeze depth; None: as the model suggests
               rank:int|None=None, # of adapters; None: there are none
-              as_sure_as_right:bool=False, # is it to be calibrated?
+              calibrate:bool=False, # by the validation examples?
               **settings # for `fit`
              )->Trained:
     "Freeze, fit, evaluate."
@@ -221,9 +221,9 @@ def fine_tune(task, # a `Task`
     if not history.epochs:
         say("Interrupted before the first epoch was done: nothing was learnt, so there is no result.")
         raise typer.Exit(130)
-    if as_sure_as_right:
-        from finetune_nb.confidence import calibrate
-        calibrate(model, task)
+    if calibrate:
+        from finetune_nb import confidence
+        confidence.calibrate(model, task)
     evaluation = evaluate(model, task.test, precision=settings.get("precision", "auto"))
     say(history)
     return Trained(task, model, frozen, history, evaluation)

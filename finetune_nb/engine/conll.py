@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .findings import Notes
+from .findings import Notes, counted
 from .tags import parted
 
 # %% ../../nbs/engine/11c_conll.ipynb #fab63961
@@ -81,8 +81,8 @@ def sentences_in(text:str, # all that the file says
     for number, line in enumerate([*lines, ""], 1):
         fields = columns.cut(line) if columns and line.strip() else []
         if not fields or line.startswith("-DOCSTART-"):
-            if fault: notes.skip("line with other fields", f"{name}, line {fault[0]}", f"{fault[1]} fields, most lines "
-                                 f"have {columns.width}: its sentence is left out")
+            if fault: notes.skip("line with other fields", f"{name}, line {fault[0]}", f"{counted(fault[1], 'field')}, "
+                                 f"most lines have {columns.width}: its sentence is left out")
             elif rows: yield _sentence(rows, columns)
             rows, fault = [], None
         elif not _comment(line, fields, columns, first=not rows):

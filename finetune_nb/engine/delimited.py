@@ -37,7 +37,7 @@ def _cut(lines:Sequence[str], delimiter:str, quoting:str) -> Iterator[Row]:
         try:
             for cells in reader:
                 last = done + reader.line_num
-                if cells: yield Row(last if last == first + 1 else first + 1, last, cells) # one number, if they are one
+                if cells: yield Row(first + 1, last, cells)
                 first = last
             return
         except csv.Error as error:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .baselines import Answered, answer
+from .findings import counted
 from .masks import fitted, resized
 from .pictures import as_image
 from .segmentation import Segmentation
@@ -77,5 +78,5 @@ def _of_masks(objective:Segmentation, inputs, parts):
     most = int(sum(mask.counts[:len(objective.classes)] for mask in masks).argmax())
     def always(images): return [np.full(as_image(image).size[::-1], most, np.uint8) for image in images]
     settings = dict(features=f"colour, edges, texture at {', '.join(map(str, scales))} pixels",
-                    classifier=f"random forest, {leaf} pixel{'s' * (leaf > 1)} or more in a leaf")
+                    classifier=f"random forest, {counted(leaf, 'pixel')} or more in a leaf")
     return (Answered(objective, answers, found, settings), Answered(objective, always(chosen_by), always(unseen)))

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .batches import TOKENS, encode, example_seed, fast_batch, in_batches, varied
 from .fast import autocast, fast_twin, has_bf16, may_round, pays_in_bf16
+from .findings import counted
 from .models import tensors_in, to_device
 from .states import (Kept, Layout, Rows, States, clear_away, digest, mapped, readable_size,
                                        temporary)
@@ -232,7 +233,7 @@ class Pass(Results):
 
     def run(self) -> list[States]: # one for each cut
         many = self.views or 1
-        how = dict(desc=f"Frozen prefix, {self.deepest.depth} blocks", disable=not self.progress)
+        how = dict(desc=f"Frozen prefix, {counted(self.deepest.depth, 'block')}", disable=not self.progress)
         how |= dict(unit="example") if self.layout.tokens is None else dict(unit="token", unit_scale=True)
         with tqdm(total=int(self.layout.lengths.sum()) * many, **how) as bar:
             files = self._files()

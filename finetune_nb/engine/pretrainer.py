@@ -19,6 +19,7 @@ from torchvision.models import resnet18
 
 from ..cache import fast_learner, has_bf16
 from .arguments import place
+from .findings import counted
 from .fractals import Recipe
 from .places import writing
 from ..gradient import Picture
@@ -119,8 +120,7 @@ def _hardware(device:torch.device) -> str:
     "The processor or the GPU, by name."
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 def _precision(recipe:Recipe, device:torch.device) -> str:
     if recipe.precision != "auto": return recipe.precision

@@ -228,7 +228,7 @@ def size_of(given # a file, an image of Pillow, or `uint8[C, H, W]`
 
 # %% ../../nbs/engine/03c_segmentation.ipynb #5d0e71a3
 class SegmentationRegions(SegmentationOutputs, abstract=True):
-    "What of a mask can be explained."
+    "What of a mask can be explained: the mean of a class's scores in a part of it (Vinogradova et al. 2020)."
     def output_target(self, answer, target=None, given=None):
         "A class that was found, by its name or number; or (class, x, y), \"class x y\": in the region at that pixel."
         answer = np.asarray(answer)

@@ -16,7 +16,7 @@ from pathlib import Path
 import charset_normalizer
 
 from .delimited import QUOTINGS, delimited_rows
-from .findings import Fault, Notes, letters_fault, part_named
+from .findings import Fault, Notes, counted, letters_fault, part_named
 from .frames import Table, of_excel, of_frame, of_parquet
 from .pictures import IMAGE_FILES
 
@@ -101,7 +101,7 @@ def of_csv(text:str, # all that the file says
     table = Table([cell.strip() for cell in header], [], [])
     for row in rows[1:]:
         place, cells = f"{name}, line {row.first}", len(row.cells)
-        much, fields = "few" if cells < len(header) else "many", f"{cells} field{'s' * (cells != 1)}"
+        much, fields = "few" if cells < len(header) else "many", counted(cells, "field")
         if row.fault: notes.skip("row that cannot be read", place, row.fault)
         elif cells == len(header): table.add(row.cells, place)
         else: notes.skip(f"row with too {much} fields", place, f"{fields}, the header has {len(header)}")

@@ -19,7 +19,7 @@ import pandas as pd
 import finetune_nb
 
 from .class_names import class_fault, class_name, in_order, missing, note_names
-from .findings import Fault, Notes
+from .findings import Fault, Notes, counted
 
 # %% ../../nbs/engine/14_targets.ipynb #a691c01a
 class Columns(dict):
@@ -121,7 +121,7 @@ def note_too_few(groups:np.ndarray, # int[N], copies share a number
     "Is there an example for each part, and one to learn from?"
     count, least = len({groups[i] for i in learnt(parts)}), least_groups(parts)
     if 0 < count < least:
-        notes.stop("too few examples", "", f"{count} training example{'s' * (count != 1)} that are no copies, "
+        notes.stop("too few examples", "", f"{counted(count, 'training example')} that are no copies, "
                    f"expected at least {least}: one for each part that has to be made, and one to learn from")
 
 # %% ../../nbs/engine/14_targets.ipynb #650fbb74
@@ -177,18 +177,18 @@ def separator(cells:Sequence # none of them empty
 # %% ../../nbs/engine/14_targets.ipynb #834e9be9
 def _check_names(targets:list, known:list, parts:list[str], notes:Notes):
     "Can each of several classes be learnt, and judged?"
-    def counted(part): return Counter(name for target, p in zip(targets, parts) if p == part for name in target)
-    trained, least = counted("train") + counted(""), least_groups(parts)
+    def of_part(part): return Counter(name for target, p in zip(targets, parts) if p == part for name in target)
+    trained, least = of_part("train") + of_part(""), least_groups(parts)
     for name in in_order([*known, *(name for target in targets for name in target)], known):
         if not trained[name]:
             notes.stop("class without training examples", name, "no training example has it, and nobody can learn it")
         elif trained[name] < least:
-            notes.note("class with few examples", name, f"it has {trained[name]} training "
-                       f"example{'s' * (trained[name] != 1)}, and may be missing in a part")
+            notes.note("class with few examples", name, f"it has {counted(trained[name], 'training example')}, "
+                       "and may be missing in a part")
         elif sum(trained.values()) and all(name in target for target in targets):
             notes.note("class that all examples have", name, "there is nothing to tell apart")
     for part in sorted(set(parts) - {"", "train"}):
-        for name in sorted(set(trained) - set(counted(part))):
+        for name in sorted(set(trained) - set(of_part(part))):
             notes.note("class that is not judged", name, f"{part} has no example of it")
     if len({targets[i] for i in learnt(parts)}) == 1:
         notes.stop("one class", "", "all training examples have the same classes, so there is nothing to tell apart")
