@@ -87,8 +87,7 @@ class Sequentials(Family):
         return [*[Block(name, modules) for name, modules in body], Block("head", head)]
 
 # %% ../nbs/04_frozen_layers.ipynb #a43b0601
-def _check_block(block, model, names):
-    own = set(model.modules())
+def _check_block(block, model, own, names):
     foreign = [m for m in block.modules if not isinstance(m, nn.Module) or m not in own]
     foreign += [t for t in block.tensors.values() if id(t) not in names]
     if foreign:
@@ -102,10 +101,9 @@ def _check_block(block, model, names):
 
 def _checked(model, found):
     "`found`, if its blocks hold each parameter and buffer of `model` exactly once."
-    names = {id(tensor): name for name, tensor in _named_tensors(model).items()}
-    owners = {}
+    names, own, owners = _names(model), set(model.modules()), {}
     for block in found:
-        _check_block(block, model, names)
+        _check_block(block, model, own, names)
         for tensor in [*block.parameters(), *block.buffers()]:
             owner = owners.setdefault(id(tensor), block)
             if owner is not block: raise ValueError(_shared.format(names[id(tensor)], owner.name, block.name))
@@ -120,6 +118,8 @@ def _checked(model, found):
 
 # %% ../nbs/04_frozen_layers.ipynb #0c142959
 def _named_tensors(model): return dict(chain(model.named_parameters(), model.named_buffers()))
+
+def _names(model): return {id(tensor): name for name, tensor in _named_tensors(model).items()}
 
 _shared = ("{} is shared between block {!r} and block {!r}: it is one set of weights, "
            "so freezing one block would freeze part of the other. Use a model without the part that shares "
@@ -239,18 +239,17 @@ def summarise(found:list[Block], # of a model
     rows = list(map(row, range(len(found)), found))
     return FreezeSummary(next((i for i, row in enumerate(rows) if not row.frozen), len(rows)), rows)
 
-def _named_by_hand(model, parts, name):
+def _named_by_hand(paths, parts, name):
     "A block from a `Block`, a module, or a list of modules and bare parameters."
     if isinstance(parts, Block): return parts
     parts = [parts] if isinstance(parts, nn.Module | torch.Tensor) else many(name, parts)
-    paths = {id(tensor): path for path, tensor in _named_tensors(model).items()}
     bare = {paths.get(id(part), "foreign"): part for part in parts if torch.is_tensor(part)}
     return Block(name, [part for part in parts if not torch.is_tensor(part)], bare)
 
 def _remember(model, found):
     "Keep blocks that were named by hand as paths, which survive a copy; `blocks(model)` finds them there."
     paths = {module: path for path, module in model.named_modules()}
-    names = {id(tensor): name for name, tensor in _named_tensors(model).items()}
+    names = _names(model)
     model._blocks_by_hand = [(block.name, [paths[module] for module in block.modules],
                               [names[id(tensor)] for tensor in block.tensors.values()]) for block in found]
 
@@ -273,8 +272,8 @@ def _blocks_of(model, by_hand=None):
     "The blocks of `model`, or those that were named by hand, checked."
     if by_hand is None: return blocks(model)
     by_hand = many("blocks", by_hand)
-    names = [*(f"block.{i}" for i in range(len(by_hand) - 1)), "head"]
-    return _checked(model, [_named_by_hand(model, parts, name) for parts, name in zip(by_hand, names)])
+    names, paths = [*(f"block.{i}" for i in range(len(by_hand) - 1)), "head"], _names(model)
+    return _checked(model, [_named_by_hand(paths, parts, name) for parts, name in zip(by_hand, names)])
 
 # %% ../nbs/04_frozen_layers.ipynb #927e9b3f
 def freeze_depth(model:nn.Module, # any supported model

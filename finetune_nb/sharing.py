@@ -145,5 +145,5 @@ def serve(folder:str|Path, # a saved model
     app = application(load(folder), most_inputs, most_bytes)
     with _listening(whole("port", port, 0, 65535)) as own:
         print(f"http://127.0.0.1:{own.getsockname()[1]}/", flush=True)
-        try: uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[own])
+        try: uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[own])
         except KeyboardInterrupt: pass # every request was answered

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import tiny_bert
 from finetune_nb import data, depth, evaluate, fit, freeze, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.depth import Sweep, difference, optimism, rungs, sweep, train_only
@@ -23,15 +24,24 @@ def digits(): return data.digits(3, validation_per_class=3, test_per_class=5)
 def topics(): return data.topics(2, validation_per_class=2, test_per_class=3)
 
 
-def resnet(seed, **more): return vision.classifier("resnet18-fractal", 10, image_size=32, seed=seed, **more)
-def bert(seed): return text.classifier("minilm", 10, seed=seed)
+def resnet(seed, backbone=0, **more):
+    "Small, of the same weights for each seed of the head"
+    model = vision.classifier("timm/test_resnet", 10, image_size=32, pretrained=False, seed=backbone, **more)
+    torch.manual_seed(seed)
+    model.head.reset_parameters()
+    return model
 
 
-@pytest.mark.parametrize("make_model, task, depths", [(resnet, "digits", [0, 2, 5]), (bert, "topics", [5, 7])],
-                         ids=["images", "texts"])
-def test_sharing_changes_no_result(request, make_model, task, depths):
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    folder = tiny_bert(tmp_path_factory.mktemp("bert"), layers=4)
+    return lambda seed: text.classifier(folder, 10, seed=seed)
+
+
+@pytest.mark.parametrize("task, depths", [("digits", [0, 2, 5]), ("topics", [2, 5])], ids=["images", "texts"])
+def test_sharing_changes_no_result(request, bert, task, depths):
     "Put back, cut and cached, a run has the losses of a run alone"
-    task = request.getfixturevalue(task)
+    make_model, task = resnet if task == "digits" else bert, request.getfixturevalue(task)
     shared = sweep(make_model, task, depths, seeds=[3, 4], strategy="all", epochs=2, precision="fp32", progress=False)
     for row in shared.rows:
         model = make_model(row["seed"])
@@ -65,7 +75,7 @@ def test_one_pass_serves_all(digits, monkeypatch):
 
 def test_a_backbone_that_differs_by_seed_is_not_mixed_up(digits):
     "Random networks: each seed has its own states"
-    def scratch(seed): return resnet(seed, pretrained=False)
+    def scratch(seed): return resnet(seed, backbone=seed)
     shared = sweep(scratch, digits, [5], seeds=2, strategy="all", epochs=2, precision="fp32", progress=False)
     for seed, row in enumerate(shared.rows):
         freeze(model := scratch(seed), 5)

@@ -369,9 +369,11 @@ term = '<a class="term" href="glossary.html#frozen-prefix" title="What is &lt; t
     ("<main><p><code>frozen prefix</code> <a>frozen prefix</a> unfrozen prefix, frozen prefix-es</p></main>", None),
     ("<main><h2>frozen prefix</h2><pre>frozen prefix</pre><p class='run-line'>frozen prefix</p></main>", None),
     ("<main><li><details><summary>frozen prefix</summary></details></li></main>", None),
+    ("<main><p>a map of maps</p></main>", None),
     ("<nav><p>frozen prefix</p></nav><main></main>", None)])
 def test_a_term_is_linked_once_and_only_in_prose(page, expected):
-    assert pages_py().link_terms(page, {"frozen prefix": "What is < the cut"}) == (expected or page)
+    terms = {"frozen prefix": "What is < the cut", "mAP": "A mean"}
+    assert pages_py().link_terms(page, terms) == (expected or page)
 
 
 def test_lessons_link_terms_to_the_glossary(site):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..cache import Cut
 from ..data import Task
 from .batches import Batch, Batches, Whole, few_of
-from .fast import autocast
+from .fast import autocast, fast_learner
 from .judging import judge
 from .models import Model, as_model
 from .objective import Evaluation, Objective
@@ -285,7 +285,7 @@ class Trials:
 
     def _begin(self, depth:int, steps:int, learning_rate_times:float=1.0, seed:int=0) -> _Learning:
         "From the start."
-        learner = self._prefixes.start_at(depth, seed)
+        learner = fast_learner(self._prefixes.start_at(depth, seed))
         objective = asked_of(self.model, self.task, None)
         return _Learning(self.model, learner, objective, depth, steps, learning_rate_times, seed)
 
