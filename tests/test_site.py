@@ -292,9 +292,10 @@ rows_and_lines = """() => [...document.querySelectorAll("pre.sourceCode")]
                pre.textContent.trimEnd().split("\\n").length])"""
 
 
-def test_on_a_wide_screen_no_line_of_code_wraps(visitor, base):
-    page, _ = visitor(1600)
-    page.goto(base + "freeze_depth.html")
+@pytest.mark.parametrize("width", [1280, 1600])
+def test_on_a_desktop_no_line_of_code_wraps(visitor, base, width):
+    page, _ = visitor(width)
+    page.goto(base + "training.html") # has lines of 120 columns
     listings = page.evaluate(rows_and_lines)
     assert len(listings) > 20 and sum(lines for _, lines in listings) > 300
     assert all(rows < lines + .5 for rows, lines in listings), listings

@@ -305,8 +305,8 @@ def link_terms(page, terms, up=""):
     "The HTML of a page, each of `terms` linked to the glossary where a paragraph or a list first uses it"
     start, end = page.index("<main"), page.index("</main>")
     meant = {term.lower(): (term, said) for term, said in terms.items()}
-    def exact(term): return f"(?-i:{re.escape(term)})" if term[1:] != term[1:].lower() else re.escape(term) # mAP: no map
-    words = "|".join(map(exact, sorted(terms, key=len, reverse=True)))
+    def pattern(term): return re.escape(term) if term[1:].islower() else f"(?-i:{re.escape(term)})" # a map is no mAP
+    words = "|".join(map(pattern, sorted(terms, key=len, reverse=True)))
     uses = re.compile(rf"{no_prose}|(?<![\w-])(?P<term>{words})(?:e?s)?(?![\w-])", re.I)
     def linked(match):
         used = (match["term"] or "").lower()
