@@ -52,7 +52,7 @@ def integrated_gradients(score:Score, # of which parts are shown
     return values, dict(steps=steps, completeness_error=error)
 
 # %% ../nbs/33_interpretability.ipynb #1db846cb
-_LEAST = 7 # places in a row of a map that shows where something is, as in the paper
+_LEAST = 7 # places in a row of a map that shows where something is: a ResNet's last one at 224 pixels
 
 @typed
 def grad_cam(score:Score, # of an image
