@@ -147,6 +147,7 @@ def test_a_solution_is_reached_from_its_exercises_and_leads_back(site):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_search_finds_batchnorm(visitor, base, width):
+    from playwright.sync_api import expect
     page, wrong = visitor(width)
     page.goto(base + "index.html")
     if width < 992: page.locator(".quarto-btn-toggle").first.click()
@@ -154,8 +155,7 @@ def test_search_finds_batchnorm(visitor, base, width):
     box.click()
     box.press_sequentially("BatchNorm")
     result = page.locator("#quarto-search .search-result, .aa-Panel a, .aa-DetachedContainer a").first
-    result.wait_for()
-    assert "BatchNorm" in result.inner_text()
+    expect(result).to_contain_text("BatchNorm", timeout=60_000) # while somebody types, others come first
     result.click()
     page.wait_for_url(lambda url: "index.html" not in url)
     assert "BatchNorm" in page.locator("main").inner_text() and not wrong
