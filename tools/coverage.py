@@ -2,7 +2,8 @@
 
 `python tools/coverage.py [VARIANT…] [--seeds 0 1 2]`: kept in nbs/measured/coverage.json, and goes on where it stopped.
 The gain is that of the recommended freeze depth over the head alone, in the mean quality of an example. *test* is its
-gain on the test part, *interval* what the sweep expected from the validation part, with 95 %.
+gain on the test part, *interval* what the sweep expected from the validation part, with 95 %; *half* is the same of
+the smaller depth, recommended or not.
 """
 import argparse
 import json
@@ -49,9 +50,13 @@ def tried(variant, seed):
     swept = depth.sweep(lambda head: make(task, seed=head), task, depths, seeds=2, strategy="all",
                         progress=False, **how)
     told, gain = swept.recommend(), kept[str(swept.recommend().depth)] - kept[str(max(depths))]
-    return dict(variant=variant, seed=seed, depth=told.depth, expected=told.gain_over_head_only, interval=told.interval,
-                test=gain, means=dict(kept), num_validation=len(task.validation), num_test=len(task.test),
-                seconds=round(time.process_time() - began, 1))
+    ours, theirs = (np.stack(list(swept.right(cut).values())) for cut in (min(depths), max(depths)))
+    more, error = depth.difference(ours, theirs)
+    half = dict(interval=[more - 1.96 * error, more + 1.96 * error],
+                test=kept[str(min(depths))] - kept[str(max(depths))])
+    return dict(variant=variant, seed=seed, depth=told.depth, expected=told.gain_over_head_only,
+                interval=told.interval, test=gain, half=half, means=dict(kept), num_validation=len(task.validation),
+                num_test=len(task.test), seconds=round(time.process_time() - began, 1))
 
 
 if __name__ == "__main__":
