@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -296,6 +297,12 @@ def test_an_unknown_network_says_how_it_can_be_cut():
     network = models.video.r3d_18(num_classes=2)
     assert [block.name for block in guess_blocks(network)] == ["stem", *(f"layer{i}" for i in range(1, 5)), "head"]
     assert freeze(network, 3, blocks=guess_blocks(network)).depth == 3
+
+
+def test_an_inner_part_may_be_called_head():
+    parts = OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "stem", "head", "fc"))
+    named = [block.name for block in guess_blocks(nn.Sequential(parts))]
+    assert named == ["stem", "second", "last", "head"]
 
 
 def test_what_runs_after_something_that_learns_is_not_kept():

@@ -86,7 +86,8 @@ def main(most, checkpoint):
         print(curve[-1], flush=True)
         whole = dict(student=student.state_dict(), optimizer=optimizer.state_dict(), seen=seen, curve=curve)
         torch.save(whole, checkpoint)
-        saved.write_text(json.dumps(dict(machine=processor(), held_out=HELD_OUT, side=SIDE, rows=curve), indent=1) + "\n")
+        about = dict(machine=processor(), held_out=HELD_OUT, side=SIDE, rows=curve)
+        saved.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
