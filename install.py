@@ -16,7 +16,8 @@ stamp = os.path.join(venv, "finetune_nb.installed")
 log = os.path.join(root, "install.log")
 needed_gb = 9  # the environment takes 6; pip unpacks beside it
 imported = """if True: # what commands, lessons and tests import
-    import finetune_nb, matplotlib.pyplot
+    import ipykernel.kernelapp, matplotlib.pyplot, nbclient, onnxruntime, peft, sklearn.linear_model, starlette
+    import finetune_nb
     from finetune_nb import text, vision
     for name in finetune_nb.__all__: getattr(finetune_nb, name)
     text.classifier("minilm", 2)
