@@ -15,6 +15,13 @@ venv = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(root, 
 stamp = os.path.join(venv, "finetune_nb.installed")
 log = os.path.join(root, "install.log")
 needed_gb = 9  # the environment takes 6; pip unpacks beside it
+imported = """if True: # what commands, lessons and tests import
+    import ipykernel.kernelapp, matplotlib.pyplot, nbclient, onnxruntime, peft, sklearn.linear_model, starlette
+    import finetune_nb
+    from finetune_nb import text, vision
+    for name in finetune_nb.__all__: getattr(finetune_nb, name)
+    text.classifier("minilm", 2)
+    vision.classifier("efficientnet-lite0", 2)"""
 offline_signs = "|".join([
     "NewConnectionError", "NameResolutionError", "Temporary failure in name resolution",
     "Network is unreachable", "ConnectTimeout", "ProxyError"])
@@ -84,7 +91,7 @@ def make_venv():
 
 def pip_install():
     command = [python_of(venv), "-m", "pip", "install", "--progress-bar", "off", "--retries", "2",
-               "--no-compile", "-e", ".[offline,dev]"] # Python compiles what is imported
+               "--no-compile", "-e", ".[offline,dev]"] # what is imported is compiled below
     print("Installing into %s: 7 GB on Linux, a few minutes. All that pip says is in %s." % (venv, log), flush=True)
     with open(log, "w") as out:
         pip = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -105,6 +112,13 @@ def pip_install():
     stop("pip could not install the packages; the reason is in the last lines of %s." % log)
 
 
+def compile_imported():
+    "A few thousand files of 20,000; where PYTHONDONTWRITEBYTECODE is set, every command would compile them anew"
+    writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.call([python_of(venv), "-c", imported], cwd=root, env=writing,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def main():
     check_python()
     described = "".join(map(read, ("settings.ini", "setup.py", "pyproject.toml")))
@@ -113,6 +127,7 @@ def main():
         check_disk()
         make_venv()
         pip_install()
+        compile_imported()
     with open(stamp, "w") as f: f.write(wanted)
 
 

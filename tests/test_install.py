@@ -66,7 +66,7 @@ def test_an_environment_without_pip_keeps_what_it_holds(install, tmp_path):
 def test_only_a_change_installs_again(install, tmp_path, monkeypatch):
     installed = []
     (tmp_path/"venv").mkdir()
-    for step in ("check_disk", "make_venv"): monkeypatch.setattr(install, step, lambda: None)
+    for step in ("check_disk", "make_venv", "compile_imported"): monkeypatch.setattr(install, step, lambda: None)
     monkeypatch.setattr(install, "pip_install", lambda: installed.append(1))
     install.main(); install.main()
     assert len(installed) == 1
@@ -80,3 +80,13 @@ def test_help_lists_every_target():
     made = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True)
     phony = next(line for line in (root/"Makefile").read_text().splitlines() if line.startswith(".PHONY:")).split()[2:]
     for target in phony: assert f"make {target} " in made.stdout
+
+
+def test_what_is_imported_is_compiled_whatever_is_set(install, tmp_path, monkeypatch):
+    (tmp_path/"letters.py").write_text("dear = 1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(install, "python_of", lambda venv: sys.executable)
+    monkeypatch.setattr(install, "imported", "import letters")
+    install.compile_imported()
+    assert list((tmp_path/"__pycache__").glob("letters.*.pyc"))

@@ -12,6 +12,7 @@ import venv
 import zipfile
 from configparser import ConfigParser
 from email.parser import Parser
+from pathlib import Path
 import pytest
 import finetune_nb
 from conftest import copy_tree, root
@@ -151,3 +152,20 @@ def test_the_installed_wheel_fine_tunes_without_network(installed, quiet, tmp_pa
     result = json.loads(ran.stdout)
     assert (result["task"], result["backbone"]) == ("digits", "resnet18-fractal")
     assert result["train_loss"][1] < result["train_loss"][0]
+
+
+def test_the_wheel_without_its_extra_says_what_to_install(installed, quiet, tmp_path):
+    "The same libraries, but for the one that brings the photographs' backbone"
+    listed, some = next(installed.parent.rglob("libraries.pth")), tmp_path/"some"
+    whole = listed.read_text()
+    for number, folder in enumerate(whole.splitlines()):
+        (some/str(number)).mkdir(parents=True)
+        for path in Path(folder).iterdir():
+            if not path.name.startswith("efficientnet_lite0"): (some/str(number)/path.name).symlink_to(path)
+    env = {name: value for name, value in quiet.items() if name != "PYTHONPATH"}
+    command = [installed/"finetune-nb", "image", "--backbone", "efficientnet-lite0", "--labels-per-class", "5"]
+    listed.write_text("\n".join(map(str, some.iterdir())))
+    try: ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    finally: listed.write_text(whole)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert ran.stderr.splitlines()[-1].endswith("is not installed: pip install 'finetune-nb[offline]'."), ran.stderr

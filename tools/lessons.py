@@ -222,7 +222,7 @@ class Lesson(NotebookClient):
     def __init__(self, notebook, flags, progress, **kwargs):
         super().__init__(notebook, timeout=None, record_timing=False, coalesce_streams=True,
                          store_widget_state=False, kernel_name="python3",
-                         extra_arguments=["--log-level=ERROR"], **kwargs)
+                         extra_arguments=["--log-level=ERROR", "--IPKernelApp.exec_lines=import alt_texts"], **kwargs)
         self.flags = flags
         self.progress = progress
         self.slow_seconds = 0.

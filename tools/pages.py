@@ -5,7 +5,6 @@ The notebooks are shown as they are stored, none is run. Their mathematics becom
 builder sees it, so no page has to fetch a script to draw it. `settings.ini` names the steps (`procs`) that nbdev
 takes besides its own.
 """
-import ast
 import base64
 import functools
 import html
@@ -66,23 +65,6 @@ def mathematics(cell):
         if "text/markdown" in data: data["text/markdown"] = mathml("".join(data["text/markdown"]))
 
 
-def words(node):
-    "The text of a string or an f-string, with … for what is computed; nothing for another expression"
-    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-    if not isinstance(parts[0], (ast.Constant, ast.FormattedValue)): return ""
-    return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in parts)
-
-
-def titles(code):
-    "What the figures that `code` draws are called, as far as it is written there"
-    try: calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    except SyntaxError: return []
-    titled = [call for call in calls if getattr(call.func, "attr", "") in ("set_title", "suptitle")]
-    given = [call.args[0] for call in titled if call.args]
-    given += [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "title"]
-    return [text for node in given if (text := words(node).strip("… "))]
-
-
 def is_chart(png):
     "Is the picture (base64) lines and letters on white, so that a dark page may show it inverted?"
     drawn = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
@@ -97,10 +79,12 @@ class figures(Processor):
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^#+ (.+)$", cell.source, re.M): self.heading = re.sub(r"[*_`]", "", heading)
             return
-        drawn = [png for output in cell.get("outputs", []) if (png := output.get("data", {}).get("image/png"))]
-        if not drawn: return
+        shown = [output for output in cell.get("outputs", []) if output.get("data", {}).get("image/png")]
+        if not shown: return
+        drawn = [output["data"]["image/png"] for output in shown]
+        kept = filter(None, (output.metadata.get("image/png", {}).get("alt") for output in shown))
         given = re.search(r"^#\| fig-alt: (.+)\n", cell.source, re.M)
-        said = given[1] if given else "; ".join(titles(cell.source)) or self.heading
+        said = given[1] if given else "; ".join(dict.fromkeys(kept)) or self.heading
         said = f"{'Chart' if all(map(is_chart, drawn)) else 'Picture'}: {said}" # nbs/styles.css asks which
         if given: cell.source = cell.source.replace(given[0], "")
         cell.source = f"#| fig-alt: {json.dumps(said, ensure_ascii=False)}\n{cell.source}"
