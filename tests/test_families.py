@@ -3,7 +3,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import OrderedDict
 
 import pytest
 import timm
@@ -17,6 +16,8 @@ from conftest import load, root
 from finetune_nb import blocks, cache, evaluate, fit, freeze, saving, text, vision
 from finetune_nb.data import Examples, Task
 from finetune_nb.engine.families import families, open_backbone
+from finetune_nb.engine.tagging import Tagging
+from finetune_nb.engine.tags import Words
 from finetune_nb.freezing import guess_blocks
 
 gates = load(root/"tools"/"backbones.py")
@@ -107,6 +108,25 @@ def test_texts(kind, tokenizer, mood):
     def make(): return text.TextClassifier(network_of(kind), tokenizer, 2)
     faults = gates.gate(make, mood, onnx=kind in ("Bert", "GPT2"))
     assert not any(faults.values()), faults
+
+
+def xlnet():
+    torch.manual_seed(0)
+    about = dict(vocab_size=30522, d_model=16, n_layer=2, n_head=2, d_inner=32, pad_token_id=0)
+    return transformers.XLNetModel(transformers.XLNetConfig(**about))
+
+
+def test_xlnet_passes_but_for_the_cache(tokenizer, mood):
+    "It has no longest text, its class token is the last one, and its layers hand on `[T, B, H]`"
+    def make(): return text.TextClassifier(xlnet(), tokenizer, 2)
+    model = make()
+    assert (model.pooling, model.max_length) == ("last", 128)
+    assert text.TextClassifier(xlnet(), tokenizer, 2, max_length=4000).max_length == 4000
+    faults = gates.gate(make, mood, onnx=False)
+    assert "which has no row for each example" in faults.pop("cuts") and not any(faults.values()), faults
+    freeze(model, 2)
+    said = fit(model, mood, epochs=1, progress=False).prefix
+    assert re.search("2 frozen blocks run in every epoch: .* has no row for each example", said)
 
 
 # Elsewhere
@@ -232,6 +252,49 @@ def test_wrong_names_of_timm(name, said):
     with pytest.raises(ValueError, match=said): vision.classifier(name, 2, pretrained=False)
 
 
+# Weights of texts, where the Hub keeps them
+
+@pytest.fixture
+def lay(tmp_path, monkeypatch, tokenizer):
+    "`lay(spoil)`: a small BERT in the Hub's cache, its weights as `spoil` leaves them; no network"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    def laid(spoil):
+        repository = tmp_path/"models--somebody--small-bert"
+        folder = repository/"snapshots"/("0" * 40)
+        folder.mkdir(parents=True)
+        (repository/"refs").mkdir()
+        (repository/"refs"/"main").write_text("0" * 40)
+        network_of("Bert").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        spoil(folder/"model.safetensors")
+    return laid
+
+
+def of_other_shapes(file):
+    network = transformers.BertModel(transformers.BertConfig(**small | dict(intermediate_size=48)))
+    save_file(network.state_dict(), file, {"format": "pt"})
+
+
+def test_texts_are_found_in_the_cache_of_the_hub(lay):
+    lay(lambda file: None)
+    model, wanted = text.classifier("somebody/small-bert", 2), network_of("Bert").state_dict()
+    assert all(torch.equal(t, wanted[name]) for name, t in model.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda file: file.unlink(), "was found neither in a folder of that name, nor in the Hugging Face cache"),
+    (lambda file: file.write_bytes(file.read_bytes()[:9000]), "are damaged.*delete them"),
+    (lambda file: file.write_bytes(b""), "are damaged"),
+    (lambda file: file.write_bytes(b"<html>404</html>"), "are damaged"),
+    (of_other_shapes, r"intermediate.dense.bias .* has the shape \(48,\) in its weights, and \(32,\) in")],
+    ids=["offline", "half", "empty", "web page", "shapes"])
+def test_texts_whose_weights_cannot_be_loaded(spoil, said, lay):
+    lay(spoil)
+    with pytest.raises((OSError, ValueError), match=said) as refused: text.classifier("somebody/small-bert", 2)
+    assert "somebody/small-bert" in str(refused.value) and "\n" not in str(refused.value)
+
+
 # Texts: the last real token, and the pooling that a network was trained with
 
 @pytest.mark.parametrize("kind", decoders)
@@ -281,6 +344,88 @@ def test_layers_that_are_no_row_are_refused(kind, said):
     with pytest.raises(ValueError, match=said): blocks(network_of(kind))
 
 
+# Taggers
+
+def tags_of(count): return [["B-DAY", "O", "O"][i % 3] for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def days():
+    told = Examples([Words.of(sentence.split()) for sentence in sentences],
+                    [tags_of(len(sentence.split())) for sentence in sentences])
+    return Task("days", "text", Tagging(["DAY"]), told, told, told)
+
+
+def decoding_tagger(kind, tokenizer):
+    model = text.TextTagger(network_of(kind), tokenizer, Tagging(["DAY"]), max_length=8) # the longest is two windows
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for table in (model.shapes.states, model.shapes.scores): table.weight.normal_(std=0.02)
+    return model
+
+
+def padded(batch, before, after):
+    "The same windows, with more padding on either side"
+    def more(rows, value): return torch.nn.functional.pad(rows, (before, after), value=value)
+    words, width = batch["words"], batch["input_ids"].shape[1]
+    moved = torch.where(words < 0, words, words + words // width * (before + after) + before)
+    return batch | dict(input_ids=more(batch["input_ids"], 7), attention_mask=more(batch["attention_mask"], 0),
+                        shapes=more(batch["shapes"], 0), words=moved)
+
+
+@pytest.mark.parametrize("kind", decoders)
+def test_a_decoder_tags(kind, tokenizer, days):
+    "Cut at every depth, padded on either side or not at all, and fitted from the cache as without it"
+    model = decoding_tagger(kind, tokenizer)
+    gates.in_one_block(model)
+    gates.is_cut_at_every_depth(decoding_tagger(kind, tokenizer))
+    batch = model.eval().collate(model.encode(sentences))
+    with torch.no_grad():
+        expected = model(**batch)
+        for before, after in ((4, 0), (0, 4), (2, 3)):
+            assert torch.allclose(model(**padded(batch, before, after)), expected, atol=1e-5), (before, after)
+        for own, sentence in zip(expected, sentences): # alone, with no padding
+            alone = model(**model.collate(model.encode([sentence])))[0]
+            assert torch.allclose(own[:len(alone)], alone, atol=1e-5), sentence
+    gates.learns(lambda: decoding_tagger(kind, tokenizer), days)
+
+
+def test_a_decoder_s_words_know_nothing_of_those_behind_them(tokenizer):
+    "What the documentation says of decoders as taggers; an encoder's words do"
+    def moved(kind):
+        model = decoding_tagger(kind, tokenizer).eval()
+        with torch.no_grad(): ours, theirs = (model(**model.collate(model.encode([said])))[0] for said in
+                                              ("a fine day", "a fine end"))
+        return (ours - theirs).abs().amax(1) > 1e-6
+    assert moved("GPT2").tolist() == [False, False, True] and moved("Bert").tolist() == [True] * 3
+
+
+loaded_afresh = """
+import json, sys, torch, finetune_nb
+from safetensors.torch import load_file
+for folder in json.load(sys.stdin):
+    model = finetune_nb.load(folder).model.eval()
+    given = load_file(f"{folder}/given.safetensors")
+    expected = given.pop("expected")
+    with torch.no_grad(): assert torch.allclose(model(**given), expected, 1e-4, 1e-5), folder
+    print(folder)
+"""
+
+
+def test_saved_decoders_tag_in_a_fresh_process(tmp_path, quiet, tokenizer, days):
+    for kind in decoders:
+        model = decoding_tagger(kind, tokenizer)
+        freeze(model, 1)
+        history = fit(model, days, epochs=1, progress=False)
+        saving.save(tmp_path/kind, model, days, history, evaluate(model, days.test))
+        batch = model.eval().collate(model.encode(sentences))
+        with torch.no_grad(): save_file(batch | dict(expected=model(**batch)), tmp_path/kind/"given.safetensors")
+    folders = [str(tmp_path/kind) for kind in decoders]
+    ran = subprocess.run([sys.executable, "-c", loaded_afresh], input=json.dumps(folders), env=quiet,
+                         capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0 and ran.stdout.split() == folders, ran.stdout + ran.stderr[-2000:]
+
+
 # Networks that no family knows
 
 class Strange(nn.Module):
@@ -299,12 +444,6 @@ def test_an_unknown_network_says_how_it_can_be_cut():
     assert freeze(network, 3, blocks=guess_blocks(network)).depth == 3
 
 
-def test_an_inner_part_may_be_called_head():
-    parts = OrderedDict((name, nn.Linear(4, 4)) for name in ("first", "stem", "head", "fc"))
-    named = [block.name for block in guess_blocks(nn.Sequential(parts))]
-    assert named == ["stem", "second", "last", "head"]
-
-
 def test_what_runs_after_something_that_learns_is_not_kept():
     "Its output would not follow what is learnt"
     network, points = Strange(), torch.randn(4, 4)
@@ -314,6 +453,15 @@ def test_what_runs_after_something_that_learns_is_not_kept():
     freeze(network, 2)
     cut = cache.Cut(network, 2, list(points))
     assert torch.allclose(cut.suffix(cut.states(points)), network(points), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["selecsls42b", "efficientformer_l1"])
+def test_a_part_called_head_may_stand_before_the_head(name):
+    "No two blocks have the same name, of timm's own order or guessed"
+    with torch.device("meta"): network = timm.create_model(name)
+    for found in blocks(network), guess_blocks(network):
+        named = [block.name for block in found]
+        assert named[0] == "stem" and named[-1] == "head" and len(set(named)) == len(named), named
 
 
 known = "resnet18", "mobilenet_v2", "vit_b_16", "swin_t", "timm/test_vit", "timm/test_convnext", "timm/test_byobnet", \

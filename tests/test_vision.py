@@ -155,6 +155,14 @@ def test_a_damaged_file_of_torch_hub_is_named(damage, hub, network):
     with pytest.raises((OSError, ValueError), match=f"{file.name}.*delete it"): vision.classifier("resnet18", 2)
 
 
+def test_weights_of_another_shape_are_refused_by_name(hub, network):
+    wrong = network.state_dict() | {"layer1.0.conv1.weight": torch.zeros(8, 8, 3, 3)}
+    torch.save(wrong, file := hub/file_of("resnet18"))
+    with pytest.raises(ValueError, match=f"{file.name}.*layer1.0.conv1.weight") as refused:
+        vision.classifier("resnet18", 2)
+    assert "\n" not in str(refused.value)
+
+
 # The other families of torchvision's
 
 others = {"resnet18": ("fc", 6, 1e-3), "vgg11": ("classifier.6", 8, 1e-4), "vit_b_16": ("heads.head", 14, 1e-4),

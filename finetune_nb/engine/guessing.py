@@ -58,9 +58,10 @@ def grouped(network:nn.Module,
         for name, child in module.named_children(): now = visit(f"{path}.{name}".lstrip("."), child, now)
         return now
     visit("", network, min(found))
-    inner = (next(path for path, part in own) for own in list(found.values())[1:-1])
-    taken = dict(stem="second", head="last") # a network may call an inner part so
-    names = ["stem", *(taken.get(path, path) for path in inner), "head"][-len(found):]
+    def called(path, part): # a module in between may be called so, too: then its first part names it
+        inside = [name for name, _ in part.named_children()] if isinstance(part, nn.Module) else []
+        return f"{path}.{inside[0] if inside else 'body'}" if path in ("stem", "head") else path
+    names = ["stem", *(called(*own[0]) for own in list(found.values())[1:-1]), "head"][-len(found):]
     def modules(own): return [part for _, part in own if isinstance(part, nn.Module)]
     def tensors(own): return {name: part for name, part in own if torch.is_tensor(part)}
     return [(name, modules(own), tensors(own)) for name, own in zip(names, found.values())]

